@@ -1,0 +1,50 @@
+# run - test - check - slow-test - dist.  CI calls only these.  PYTHON and VENV choose another Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+export PYTHON VENV
+
+# PORT=9443 moves the demo, PYTEST="-k relay -x" goes to pytest.
+PORT ?= 8443
+PYTEST ?=
+
+SOURCES = $(wildcard taas.py taas_admin.py taas_agent.py make_cert.py) taaslib tools
+
+.PHONY: help run test check slow-test dist clean dev
+
+help:
+	@echo "make run        the whole journey on this machine: service, agent, sample page (Ctrl-C ends it)"
+	@echo "make test       the tests (slow ones: make slow-test)"
+	@echo "make check      ruff, mypy --strict, the tests"
+	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
+	@echo "make clean      forget what the others made"
+
+run:
+	@sh tools/need.sh python3 python3-venv openssl curl
+	@sh tools/environment.sh run
+	@exec "$(VENV)/bin/python" tools/run_demo.py --port $(PORT)
+
+dev:
+	@sh tools/need.sh python3 python3-venv
+	@test -f "$(VENV)/requirements-dev.txt" || sh tools/need.sh --optional openssl curl iproute2 chromium
+	@sh tools/environment.sh dev
+
+test: dev
+	"$(VENV)/bin/python" -m pytest $(PYTEST)
+
+check: dev
+	"$(VENV)/bin/python" -m ruff check .
+	"$(VENV)/bin/python" -m mypy --strict $(SOURCES)
+	"$(VENV)/bin/python" -m pytest $(PYTEST)
+
+# pytest calls it an error (5) when it finds no test; here that is a fact worth a line.
+slow-test: dev
+	"$(VENV)/bin/python" -m pytest -m slow $(PYTEST) || { [ $$? = 5 ] && echo "there are no slow tests"; }
+
+dist:
+	@sh tools/need.sh python3 python3-venv
+	@sh tools/environment.sh run
+	@"$(VENV)/bin/python" tools/dist.py
+
+clean:
+	rm -rf .venv .venv-* run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""python taas.py taas.ini: serve.  Arguments -> Config -> Service.run(); all else is in taaslib/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 ended in order, 1 could not start, 2 wrong usage or taas.ini."""
+    try:
+        from taaslib import __version__
+        from taaslib.config import ConfigError, load
+        from taaslib.service import CannotStart, Service, check
+    except ModuleNotFoundError as error:
+        if error.name != "pyotp":
+            raise
+        print("taas: pyotp is missing: pip install pyotp, or apt install python3-pyotp", file=sys.stderr)
+        return 1
+    parser = argparse.ArgumentParser(prog="taas.py", description="A rendezvous relay for hidden servers.")
+    parser.add_argument("ini", metavar="taas.ini", type=Path)
+    parser.add_argument(
+        "--check", action="store_true", help="validate taas.ini and the files it names; no more"
+    )
+    parser.add_argument("--version", action="version", version=f"taas {__version__}")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load(arguments.ini)
+        check(config)
+        if arguments.check:
+            print(f"{arguments.ini}: good")
+            return 0
+        service = Service(config)
+    except (ConfigError, CannotStart) as error:
+        print(f"taas: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    service.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The Authorization header -> a Claim; a claimed code -> the time step that it proves (RFC 6238).
+
+Knows neither who exists nor which codes were used before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyotp
+
+SCHEME = "TOTP"
+CHALLENGE = 'TOTP realm="taas"'
+DRIFT = 1  # steps each way that a device's clock may be off (RFC 6238 5.2)
+
+ALGORITHMS: dict[str, Callable[..., Any]] = {
+    "SHA1": hashlib.sha1,
+    "SHA256": hashlib.sha256,
+    "SHA512": hashlib.sha512,
+}
+
+# RFC 9110 11.2, 5.6.4: auth-param = token BWS "=" BWS ( token / quoted-string )
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_PARAMETER = re.compile(rf"({_TOKEN})[ \t]*=[ \t]*(?:({_TOKEN})|({_QUOTED}))")
+_SEPARATOR = re.compile(r"[ \t]*(?:,[ \t]*)+")
+_LEADING = re.compile(r"[ \t,]*")
+
+
+class Malformed(Exception):
+    """The scheme is TOTP, but its parameters are not what the protocol asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the hidden server says of itself: its ID, and the code as proof."""
+
+    id: str
+    code: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What a code is computed from: base32 text, digits, seconds per step, one of ALGORITHMS."""
+
+    base32: str = field(repr=False)
+    digits: int = 6
+    period: int = 30
+    algorithm: str = "SHA1"
+
+
+# Looked at in place of a credential that does not exist, so that both cost the same.
+NOBODY = Secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
+
+
+def is_totp(value: str | None) -> bool:
+    """Whether an Authorization header is there and of our scheme."""
+    return value is not None and re.match(rf"{SCHEME}(?:[ \t]|\Z)", value, re.IGNORECASE) is not None
+
+
+def parse(value: str) -> Claim:
+    """Read the parameters of a header for which `is_totp` holds.  Raises Malformed."""
+    rest = value[len(SCHEME) :]
+    parameters: dict[str, str] = {}
+    position = _LEADING.match(rest).end()  # type: ignore[union-attr]  # it matches the empty string too
+    while position < len(rest):
+        match = _PARAMETER.match(rest, position)
+        if not match:
+            raise Malformed("The Authorization header's parameters are malformed")
+        name = match[1].lower()
+        if name in parameters:
+            raise Malformed(f"The Authorization header gives {name} twice")
+        parameters[name] = match[2] if match[2] is not None else re.sub(r"\\(.)", r"\1", match[3][1:-1])
+        position = match.end()
+        if separator := _SEPARATOR.match(rest, position):
+            position = separator.end()
+        elif rest[position:].strip(" \t"):
+            raise Malformed("The Authorization header's parameters are malformed")
+        else:
+            break
+    for name in ("username", "response"):
+        if not parameters.get(name):
+            raise Malformed(f"The Authorization header has no {name}")
+    return Claim(parameters["username"], parameters["response"])
+
+
+def matching_step(code: str, secret: Secret, now: float) -> int | None:
+    """The time step whose code this is, of those within DRIFT of NOW (seconds since 1970), or None.
+
+    All candidates are always computed and compared in constant time.  pyotp is asked for a given step
+    alone: its `at`, `now` and `verify` go through local time, which is wrong one hour a year.
+    """
+    totp = pyotp.TOTP(secret.base32, secret.digits, ALGORITHMS[secret.algorithm], interval=secret.period)
+    current = int(now) // secret.period
+    found = None
+    for step in range(max(0, current - DRIFT), current + DRIFT + 1):
+        if hmac.compare_digest(totp.generate_otp(step).encode(), code.encode("utf-8", "surrogateescape")):
+            found = step
+    return found

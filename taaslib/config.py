@@ -1,0 +1,302 @@
+"""The text of taas.ini -> one frozen Config, or a ConfigError that names file, section and key.
+
+Knows neither sockets nor whether the files that it names exist: make_cert.py and taas_admin.py work
+before they do.
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taaslib.names import HOST_NAME, label_of
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class ConfigError(Exception):
+    """taas.ini can't be used; the message is one line that names the file, the section and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Everything countable (int), timed (float, seconds) or sized (int, octets) that the service obeys.
+
+    The numbers are docs/protocol.md's unless a comment says otherwise.
+    """
+
+    head: int = field(default=16 * KIB, metadata={"unit": "size"})
+    handshake: float = field(default=10.0, metadata={"unit": "time"})
+    request: float = field(default=10.0, metadata={"unit": "time"})
+    linger: float = field(default=5.0, metadata={"unit": "time"})
+    linger_bytes: int = field(default=MIB, metadata={"unit": "size"})
+    reuse: int = field(default=1000, metadata={"unit": "count"})
+    unclaimed: float = field(default=30.0, metadata={"unit": "time"})
+    unclaimed_per_id: int = field(default=100, metadata={"unit": "count"})
+    responders_per_id: int = field(default=20, metadata={"unit": "count"})
+    responders_per_label: int = field(default=200, metadata={"unit": "count"})
+    early_bytes: int = field(default=16 * KIB, metadata={"unit": "size"})
+    first_bytes: float = field(default=1.0, metadata={"unit": "time"})
+    parked: float = field(default=10.0, metadata={"unit": "time"})
+    parked_per_label: int = field(default=32, metadata={"unit": "count"})
+    refill: float = field(default=30.0, metadata={"unit": "time"})
+    q_linger: float = field(default=600.0, metadata={"unit": "time"})
+    retry_after: float = field(default=5.0, metadata={"unit": "time"})
+    keepalive_idle: float = field(default=25.0, metadata={"unit": "time"})
+    keepalive_interval: float = field(default=5.0, metadata={"unit": "time"})
+    keepalive_probes: int = field(default=3, metadata={"unit": "count"})
+    user_timeout: float = field(default=40.0, metadata={"unit": "time"})
+    dead_after: float = field(default=60.0, metadata={"unit": "time"})
+    idle: float = field(default=0.0, metadata={"unit": "time", "zero": True})  # 0s: no idle limit
+    pairings: int = field(default=100, metadata={"unit": "count"})
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Where log lines go; no file means standard error."""
+
+    file: Path | None = None
+    format: str = "text"
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that taas.ini says.  Addresses are canonical text, names lower case without a final dot."""
+
+    path: Path
+    public: tuple[str, ...]
+    registrar: str
+    servers: str
+    address: tuple[str, ...]
+    port: int
+    certificate: Path
+    key: Path
+    database: Path
+    ports: tuple[range, ...]
+    location: str = "label"
+    claim: str = "address"
+    pump: str = "auto"
+    user: str = ""
+    limits: Limits = field(default_factory=Limits)
+    log: Log = field(default_factory=Log)
+
+    def public_address(self, family: int) -> str | None:
+        """The public address of FAMILY (4 or 6), where the operator named one."""
+        return next((a for a in self.public if ipaddress.ip_address(a).version == family), None)
+
+    @property
+    def reserved_label(self) -> str | None:
+        """The label that the registrar's own name would be, if it lies below `servers`."""
+        return label_of(self.registrar, self.servers)
+
+
+def load(path: Path) -> Config:
+    """Read and parse the file at PATH.  Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {_cause(error)}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Parse TEXT, which came from PATH; relative paths count from PATH's folder.  Raises ConfigError."""
+    # No name is the "default" section: [DEFAULT] is then refused like any other unknown one.
+    ini = configparser.ConfigParser(interpolation=None, default_section="\0", delimiters=("=",))
+    try:
+        ini.read_string(text, source=str(path))
+    except configparser.Error as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from None
+    known = {"taas": set(_TAAS), "limits": set(_LIMITS), "log": set(_LOG)}
+    for section in ini.sections():
+        if section not in known:
+            raise ConfigError(f"{path}: [{section}]: unknown section; known are [taas], [limits], [log]")
+        for key in ini[section]:
+            if key not in known[section]:
+                raise ConfigError(f"{path}: [{section}] {key}: unknown key")
+
+    taas = _values(path, ini, "taas", _TAAS)
+    for key in ("public", "registrar", "servers"):
+        if key not in taas:
+            raise ConfigError(f"{path}: [taas] {key}: missing; it is required")
+    folder = path.parent
+    wildcards = tuple("0.0.0.0" if "." in public else "::" for public in taas["public"])
+    return Config(
+        path=path,
+        public=taas["public"],
+        registrar=taas["registrar"],
+        servers=taas["servers"],
+        address=taas.get("address", wildcards),
+        port=taas.get("port", 443),
+        certificate=folder / taas.get("certificate", "registrar.crt"),
+        key=folder / taas.get("key", "registrar.key"),
+        database=folder / taas.get("database", "taas.db"),
+        ports=taas.get("ports", (range(61000, 65536),)),  # above Linux's ephemeral ports (32768-60999)
+        location=taas.get("location", "label"),
+        claim=taas.get("claim", "address"),
+        pump=taas.get("pump", "auto"),
+        user=taas.get("user", ""),
+        limits=Limits(**{k.replace("-", "_"): v for k, v in _values(path, ini, "limits", _LIMITS).items()}),
+        log=_log(folder, _values(path, ini, "log", _LOG)),
+    )
+
+
+def _log(folder: Path, values: Mapping[str, Any]) -> Log:
+    file = values.get("file")
+    return Log(folder / file if file else None, values.get("format", "text"), values.get("level", "info"))
+
+
+def _values(
+    path: Path, ini: configparser.ConfigParser, section: str, readers: Mapping[str, Callable[[str], Any]]
+) -> dict[str, Any]:
+    values = {}
+    for key, text in ini[section].items() if ini.has_section(section) else ():
+        try:
+            values[key] = readers[key](text)
+        except ValueError as error:
+            raise ConfigError(f"{path}: [{section}] {key}: {error}") from None
+    return values
+
+
+# Readers: the text of a value -> the value; ValueError says what is wrong with it.
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    addresses = []
+    for part in (part.strip() for part in text.split(",")):
+        try:
+            addresses.append(str(ipaddress.ip_address(part)))
+        except ValueError:
+            raise ValueError(f"{part!r} is not an IP address") from None
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("the same address twice")
+    return tuple(addresses)
+
+
+def _public(text: str) -> tuple[str, ...]:
+    addresses = _addresses(text)
+    if len({ipaddress.ip_address(a).version for a in addresses}) < len(addresses):
+        raise ValueError("one IPv4 and one IPv6 address at most")
+    if any(ipaddress.ip_address(a).is_unspecified for a in addresses):
+        raise ValueError("the address that clients connect to, not a wildcard")
+    return addresses
+
+
+def _name(text: str) -> str:
+    name = text.lower().removesuffix(".")
+    if not HOST_NAME.fullmatch(name) or len(name) > 253:
+        raise ValueError(f"{text!r} is not a DNS name")
+    return name
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"{text!r} is not a port number (1-65535)")
+    return int(text)
+
+
+def _ports(text: str) -> tuple[range, ...]:
+    ranges = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ports = range(_port(first), _port(last if dash else first) + 1)
+        if not ports:
+            raise ValueError(f"{part.strip()!r} runs backwards")
+        ranges.append(ports)
+    if sum(map(len, ranges)) > len(set().union(*ranges)):
+        raise ValueError("the ranges overlap")
+    return tuple(ranges)
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise ValueError("no file named")
+    return text
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError(f"{text!r} is not a count of 1 or more")
+    return int(text)
+
+
+_TIMES = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SIZES = {"B": 1, "KiB": KIB, "MiB": MIB}
+
+
+def _with_unit(text: str, units: Mapping[str, float], what: str, least: float) -> float:
+    match = re.fullmatch("([0-9]{1,9})\\s*(%s)" % "|".join(units), text)
+    if not match:
+        raise ValueError(f"{text!r} is not {what}")
+    amount = int(match[1]) * units[match[2]]
+    if amount < least:
+        raise ValueError(f"{text!r} is too small")
+    return amount
+
+
+def _time(text: str) -> float:
+    return _with_unit(text, _TIMES, "a time like 500ms, 30s, 10min or 2h", 0.001)
+
+
+def _time_or_off(text: str) -> float:
+    return _with_unit(text, _TIMES, "a time like 30s, 10min or 2h (0s: no limit)", 0)
+
+
+def _size(text: str) -> int:
+    return int(_with_unit(text, _SIZES, "a size like 512B, 16KiB or 1MiB", 1))
+
+
+_TAAS: dict[str, Callable[[str], Any]] = {
+    "address": _addresses,
+    "port": _port,
+    "public": _public,
+    "registrar": _name,
+    "servers": _name,
+    "certificate": _path,
+    "key": _path,
+    "database": _path,
+    "ports": _ports,
+    "location": _one_of("label", "domain", "address"),
+    "claim": _one_of("address", "any"),
+    "pump": _one_of("auto", "splice", "ring"),
+    "user": _text,
+}
+_UNITS: dict[str, Callable[[str], Any]] = {"time": _time, "size": _size, "count": _count}
+_LIMITS: dict[str, Callable[[str], Any]] = {
+    f.name.replace("_", "-"): _time_or_off if f.metadata.get("zero") else _UNITS[f.metadata["unit"]]
+    for f in dataclasses.fields(Limits)
+}
+_LOG: dict[str, Callable[[str], Any]] = {
+    "file": _text,
+    "format": _one_of("text", "json"),
+    "level": _one_of("debug", "info", "warning", "error"),
+}
+
+
+def _cause(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+
+def _one_line(error: configparser.Error) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,269 @@
+"""One HTTPS exchange: bytes in, one answer, linger, close.
+
+Knows who a request is for, and neither TOTP nor ports: the registrar and the redirector are handed to it
+as two functions.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from taaslib import names, sockets
+from taaslib.http1 import BadRequest, Request, RequestParser, text
+from taaslib.journal import Journal
+from taaslib.loop import Loop
+from taaslib.names import Peer, To
+from taaslib.outcomes import Answer, Outcome
+from taaslib.store import StoreError
+from taaslib.stream import PlainStream, Stream, TlsFailed, TlsStream
+
+_TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """What an exchange may cost: seconds and octets of the [limits] section."""
+
+    head: int
+    handshake: float
+    request: float
+    linger: float
+    linger_bytes: int
+    retry_after: float
+
+
+class FrontDoor:
+    """Everything that the exchanges share.  `context` may be exchanged for another at any time."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        context: ssl.SSLContext,
+        journal: Journal,
+        wall_clock: Callable[[], float],
+        registrar: Callable[[Request, Peer], Answer],
+        redirector: Callable[[Request, str, Peer], Answer],
+        registrar_name: str,
+        servers_name: str,
+        manners: Manners,
+    ) -> None:
+        self.loop = loop
+        self.context = context
+        self.journal = journal
+        self.wall_clock = wall_clock
+        self.manners = manners
+        self._registrar = registrar
+        self._redirector = redirector
+        self._names = registrar_name, servers_name
+        self._exchanges: set[Exchange] = set()
+
+    def welcome(self, sock: socket.socket) -> None:
+        """Take over a connection that was accepted."""
+        try:
+            peer = sockets.peer_of(sock)
+            sockets.no_delay(sock)
+        except OSError:  # it came and went
+            sock.close()
+            return
+        self._exchanges.add(Exchange(self, sock, peer))
+
+    def answer(self, request: Request, peer: Peer) -> Answer:
+        """The one answer to a well-formed request."""
+        try:
+            addressee = names.addressee(names.host_of(request.authority), *self._names)
+        except ValueError as error:
+            return bad_request(BadRequest(400, f"the request's host is {error}"))
+        try:
+            if addressee.to is To.REGISTRAR:
+                return self._registrar(request, peer)
+            if addressee.to is To.LABEL:
+                return self._redirector(request, addressee.label, peer)
+        except StoreError as error:
+            fields = ("Retry-After", str(math.ceil(self.manners.retry_after)))
+            response = text(503, "The service's database is busy; try again in a moment.", fields)
+            return Answer(Outcome.STORE_BUSY, response, cause=str(error))
+        return Answer(
+            Outcome.MISDIRECTED, text(421, "This service does not serve the host that was asked for.")
+        )
+
+    def left(self, exchange: Exchange) -> None:
+        self._exchanges.discard(exchange)
+
+    def close(self) -> None:
+        for exchange in list(self._exchanges):
+            exchange.close()
+
+
+class State(enum.Enum):
+    """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed."""
+
+    QUIET = "quiet"  # no octet has come, so that nothing was spent on it
+    HANDSHAKE = "handshake"
+    REQUEST = "request"
+    ANSWERING = "answering"  # the answer, close_notify and FIN are on their way into the kernel
+    LINGERING = "lingering"  # what the peer still sends is dropped, so that the answer is not reset
+    CLOSED = "closed"
+
+
+class Exchange:
+    """One connection to the front door."""
+
+    __slots__ = ("_deadline", "_door", "_dropped", "_parser", "_peer", "_sock", "_stream", "state")
+
+    def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer) -> None:
+        self._door, self._sock, self._peer = door, sock, peer
+        self._stream: Stream = PlainStream(sock)
+        self._parser = RequestParser(door.manners.head)
+        self._dropped = 0  # octets
+        self.state = State.QUIET
+        self._deadline = door.loop.call_later(door.manners.handshake, self._on_deadline)
+        self._update_interest()
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.state.value} {self._peer}>"
+
+    def on_readable(self) -> None:
+        try:
+            if self.state is State.QUIET:
+                self._first_octet()
+            if self.state in (State.HANDSHAKE, State.REQUEST):
+                self._receive()
+            elif self.state is State.LINGERING:
+                self._drop()
+        except OSError:
+            self.on_failed()
+        self._update_interest()
+
+    def on_writable(self) -> None:
+        try:
+            if self.state is State.ANSWERING:
+                self._finish()
+            else:
+                self._stream.flush()
+        except OSError:
+            self.on_failed()
+        self._update_interest()
+
+    def on_finished(self) -> None: ...
+
+    def on_failed(self) -> None:
+        self._note(Outcome.GONE)
+        self.close()
+
+    def abort(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self._deadline.cancel()
+        self._door.loop.forget(self._sock.fileno())
+        self._sock.close()
+        self._door.left(self)
+
+    def _first_octet(self) -> None:
+        try:
+            octet = self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        if not octet:
+            self._note(Outcome.GONE)
+            self.close()
+        elif octet[0] == _TLS_HANDSHAKE:
+            self._stream = TlsStream(self._sock, self._door.context)
+            self.state = State.HANDSHAKE
+        else:
+            response = text(400, "This port speaks TLS: use https:// in front of the address.")
+            self._answer(Answer(Outcome.PLAIN_HTTP, response))
+
+    def _receive(self) -> None:
+        try:
+            data = self._stream.receive()
+        except TlsFailed as failure:
+            self._note(Outcome.TLS_FAILED, cause=str(failure))
+            self._begin_answering()  # OpenSSL's alert is all that goes out
+            return
+        if self.state is State.HANDSHAKE and self._stream.established:
+            self.state = State.REQUEST
+            self._set_deadline(self._door.manners.request)
+        if data == b"":
+            self._note(Outcome.GONE)
+            self.close()
+            return
+        if data:
+            self._take(data)
+        else:
+            self._stream.flush()  # the handshake's next flight
+
+    def _take(self, data: bytes) -> None:
+        try:
+            request = self._parser.feed(data)
+        except BadRequest as error:
+            self._answer(bad_request(error))
+            return
+        if request:
+            self._answer(self._door.answer(request, self._peer), bodiless=request.method == "HEAD")
+
+    def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
+        self._note(answer.outcome, label=answer.label, id=answer.id, port=answer.port, cause=answer.cause)
+        self._stream.send(answer.response.to_bytes(self._door.wall_clock(), bodiless=bodiless))
+        self._begin_answering()
+
+    def _begin_answering(self) -> None:
+        self.state = State.ANSWERING
+        self._set_deadline(self._door.manners.linger)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._stream.finish():
+            self.state = State.LINGERING
+
+    def _drop(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        self._dropped += len(data)
+        if not data or self._dropped > self._door.manners.linger_bytes:
+            self.close()
+
+    def _on_deadline(self) -> None:
+        if self.state is State.REQUEST:
+            try:
+                self._answer(Answer(Outcome.SILENT, text(408, "The request did not become whole in time.")))
+            except OSError:
+                self.on_failed()
+            self._update_interest()
+            return
+        if self.state in (State.QUIET, State.HANDSHAKE):
+            self._note(Outcome.SILENT)
+        self.close()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._deadline.cancel()
+        self._deadline = self._door.loop.call_later(seconds, self._on_deadline)
+
+    def _note(self, outcome: Outcome, **facts: object) -> None:
+        self._door.journal.note(outcome, peer=self._peer, **facts)
+
+    def _update_interest(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._door.loop.watch(
+            self._sock.fileno(),
+            self,
+            read=self.state is not State.ANSWERING,
+            write=self.state is State.ANSWERING or self._stream.backlog,
+            patient=True,
+        )
+
+
+def bad_request(error: BadRequest) -> Answer:
+    return Answer(Outcome.BAD_REQUEST, text(error.status, f"Not understood: {error}."), cause=str(error))

@@ -1,0 +1,82 @@
+"""One log line per event, as text (key=value) or JSON, to standard error or a file that may be rotated.
+
+Its vocabulary is outcomes.py.  It is given labels, IDs, addresses and counts; secrets, codes and what a
+redirected request contained are never handed to it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import logging.handlers
+import re
+import sys
+from pathlib import Path
+
+from taaslib.outcomes import Outcome
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:/\[\]*,+-]+")
+_LONGEST = 4096  # characters of one value
+
+_LEVELS = {
+    Outcome.STORE_BROKEN: logging.ERROR,
+    Outcome.FAULT: logging.ERROR,
+    Outcome.PORT_FAILED: logging.ERROR,
+    Outcome.OUT_OF_DESCRIPTORS: logging.ERROR,
+    Outcome.STORE_BUSY: logging.WARNING,
+    Outcome.WARNING: logging.WARNING,
+    Outcome.WRONG_CODE: logging.WARNING,
+    Outcome.CODE_USED: logging.WARNING,
+    Outcome.CODE_OVERUSED: logging.WARNING,
+    Outcome.STRANGER: logging.WARNING,
+    Outcome.FULL: logging.WARNING,
+    Outcome.SILENT: logging.DEBUG,
+    Outcome.GONE: logging.DEBUG,
+    Outcome.TLS_FAILED: logging.DEBUG,
+    Outcome.PLAIN_HTTP: logging.DEBUG,
+}
+
+
+class Journal:
+    """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError."""
+
+    def __init__(self, file: Path | None = None, format: str = "text", level: str = "info") -> None:
+        self._as_json = format == "json"
+        self._level: int = getattr(logging, level.upper())
+        self._handler: logging.Handler = (
+            logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+            if file
+            else logging.StreamHandler(sys.stderr)
+        )
+
+    def note(self, outcome: Outcome, **facts: object) -> None:
+        """Write one line; facts that are None are left out."""
+        level = _LEVELS.get(outcome, logging.INFO)
+        if level < self._level:
+            return
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        known = {key: value for key, value in facts.items() if value is not None}
+        if self._as_json:
+            values = {
+                k: v if isinstance(v, (int, float, bool)) else str(v)[:_LONGEST] for k, v in known.items()
+            }
+            line = json.dumps({"time": now, "level": _name(level), "event": outcome.value, **values})
+        else:
+            line = " ".join(
+                [now, _name(level), outcome.value, *(f"{key}={_text(value)}" for key, value in known.items())]
+            )
+        self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
+
+    def close(self) -> None:
+        self._handler.close()
+
+
+def _name(level: int) -> str:
+    return logging.getLevelName(level).lower()
+
+
+def _text(value: object) -> str:
+    """A value as one word, quoted where a reader or a terminal could be misled."""
+    text = str(value)[:_LONGEST]
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

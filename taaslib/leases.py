@@ -1,0 +1,269 @@
+"""Ports p and q: every open port has an owner and a deadline.
+
+A p is opened by a registration, takes one connection from the address that registered, and is closed.  A q
+belongs to a label for good (sticky: browsers keep its number), is open while the label is served and some
+minutes longer, and takes any number of connections.  Knows nothing of HTTP or of what the connections do.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from taaslib import sockets
+from taaslib.journal import Journal
+from taaslib.listener import Listener, open_port
+from taaslib.lobby import Lobby, Right
+from taaslib.loop import Loop, Timer
+from taaslib.names import Peer, network_of
+from taaslib.outcomes import Outcome
+from taaslib.store import Store, StoreError
+
+_RANDOM_TRIES = 32  # before all ports are tried in a row: at 4,500 ports and half of them taken, 1 in 4e9
+
+
+class NoPort(Exception):
+    """Every port of the range is in use."""
+
+
+class TooMany(Exception):
+    """The ID holds, or the label awaits, as many as it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator allows: where to listen, on which ports, how many, how long (seconds)."""
+
+    addresses: tuple[str, ...]
+    ports: tuple[range, ...]
+    claim: str  # "address": only the address that registered may claim its p; "any"
+    unclaimed: float
+    unclaimed_per_id: int
+    per_label: int
+    q_linger: float
+
+
+@dataclass(slots=True, eq=False)
+class _P:
+    port: int
+    right: Right
+    claimant: str
+    listener: Listener
+    timer: Timer
+
+
+@dataclass(slots=True, eq=False)
+class _Q:
+    port: int
+    fixed: bool
+    listeners: list[Listener]
+    timer: Timer
+    kept: bool  # the store remembers it
+
+
+class Leases:
+    """All open ports but the front door's."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        lobby: Lobby,
+        journal: Journal,
+        wall_clock: Callable[[], float],
+        on_exhausted: Callable[[OSError], None],
+        terms: Terms,
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._lobby = lobby
+        self._journal = journal
+        self._wall_clock = wall_clock
+        self._on_exhausted = on_exhausted
+        self._terms = terms
+        self._range = {port: None for ports in terms.ports for port in ports}
+        self._random = random.SystemRandom()
+        self._ps: dict[int, _P] = {}
+        self._ps_of_id: Counter[str] = Counter()
+        self._ps_of_label: Counter[str] = Counter()
+        self._qs: dict[str, _Q] = {}
+        self._fixed: frozenset[int] = frozenset()
+        self._sticky: dict[int, None] = {}  # ports that are or were some label's q, least recently used first
+        self._load_taken()
+
+    # Port p
+
+    def open_p(self, right: Right, peer: Peer) -> int:
+        """Listen for RIGHT's holder, who registered as PEER.  Raises TooMany, NoPort."""
+        if self._ps_of_id[right.id] >= self._terms.unclaimed_per_id:
+            raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
+        if self._ps_of_label[right.label] + self._lobby.waiting(right.label) >= self._terms.per_label:
+            raise TooMany(
+                "As many connections as a label may have wait already; try again when some were used"
+            )
+        address = self._listening_address(peer)
+        for port in self._candidates():
+            try:
+                sock = open_port(address, port)
+            except OSError:
+                continue  # another program's, or another address family's
+            listener = Listener(self._loop, sock, partial(self._claim, port), self._on_exhausted)
+            timer = self._loop.call_later(
+                self._terms.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
+            )
+            self._ps[port] = _P(port, right, network_of(peer.address), listener, timer)
+            self._ps_of_id[right.id] += 1
+            self._ps_of_label[right.label] += 1
+            return port
+        raise NoPort("no port is free")
+
+    def _claim(self, port: int, sock: socket.socket) -> None:
+        lease = self._ps[port]
+        try:
+            peer = sockets.peer_of(sock)
+        except OSError:  # it came and went
+            sock.close()
+            return
+        if self._terms.claim == "address" and network_of(peer.address) != lease.claimant:
+            sock.close()
+            self._journal.note(Outcome.STRANGER, label=lease.right.label, port=port, peer=peer)
+            return
+        self._close_p(port, Outcome.CLAIMED)
+        self._lobby.welcome_responder(sock, peer, lease.right)
+
+    def _close_p(self, port: int, outcome: Outcome) -> None:
+        lease = self._ps.pop(port)
+        self._ps_of_id.subtract((lease.right.id,))
+        self._ps_of_label.subtract((lease.right.label,))
+        lease.timer.cancel()
+        lease.listener.close()
+        if outcome is not Outcome.CLAIMED:
+            self._journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)
+
+    # Port q
+
+    def port_q(self, label: str) -> int | None:
+        """LABEL's q, opened if need be; None when it can't be.  Raises StoreError."""
+        lease = self._qs.get(label)
+        if lease is None:
+            lease = self._open_q(label)
+        if lease and not lease.kept:
+            self._store.keep_port(label, lease.port, int(self._wall_clock()))
+            lease.kept = True
+        return lease.port if lease else None
+
+    def _open_q(self, label: str) -> _Q | None:
+        fixed, sticky = self._store.label_port(label)
+        error: OSError | None = None
+        for port in (fixed,) if fixed else self._candidates(first=sticky):
+            try:
+                socks = self._open_everywhere(port)
+            except OSError as refused:
+                error = refused
+                continue
+            listeners = [
+                Listener(self._loop, s, partial(self._visit, label), self._on_exhausted) for s in socks
+            ]
+            timer = self._loop.call_later(self._terms.q_linger, partial(self._review_q, label))
+            self._qs[label] = lease = _Q(port, bool(fixed), listeners, timer, kept=bool(fixed))
+            if not fixed:
+                self._sticky.pop(port, None)
+                self._sticky[port] = None
+            self._journal.note(Outcome.OPENED, label=label, port=port)
+            return lease
+        self._journal.note(Outcome.PORT_FAILED, label=label, port=fixed, cause=error or "no port is free")
+        return None
+
+    def serve(self, label: str) -> None:
+        """LABEL is served now: see that its q is open."""
+        try:
+            self.port_q(label)
+        except StoreError as error:  # a redirect tries again
+            self._journal.note(Outcome.STORE_BUSY, label=label, cause=error)
+
+    def _open_everywhere(self, port: int) -> list[socket.socket]:
+        socks: list[socket.socket] = []
+        try:
+            for address in self._terms.addresses:
+                socks.append(open_port(address, port))
+        except OSError:
+            for sock in socks:
+                sock.close()
+            raise
+        return socks
+
+    def _visit(self, label: str, sock: socket.socket) -> None:
+        try:
+            peer = sockets.peer_of(sock)
+        except OSError:
+            sock.close()
+            return
+        self._lobby.welcome_initiator(sock, peer, label)
+
+    def _review_q(self, label: str) -> None:
+        """Close q once its label has been quiet for long enough, else come back when it may have been."""
+        quiet = self._loop.clock() - self._lobby.last_served(label)
+        if quiet >= self._terms.q_linger:
+            self._close_q(label, Outcome.QUIET)
+        else:
+            rest = self._terms.q_linger - max(0.0, quiet)
+            self._qs[label].timer = self._loop.call_later(rest, partial(self._review_q, label))
+
+    def _close_q(self, label: str, outcome: Outcome) -> None:
+        lease = self._qs.pop(label)
+        lease.timer.cancel()
+        for listener in lease.listeners:
+            listener.close()
+        self._lobby.forget(label)
+        self._journal.note(outcome, label=label, port=lease.port)
+
+    # Both
+
+    def follow_store(self) -> None:
+        """Close what rests on rights that are gone, move labels to their new port.  Raises StoreError."""
+        self._load_taken()
+        for port, p in list(self._ps.items()):
+            if not self.holds(p.right):
+                self._close_p(port, Outcome.REVOKED)
+        for label, q in list(self._qs.items()):
+            fixed, _sticky = self._store.label_port(label)
+            if fixed != q.port if fixed else q.fixed or q.port in self._fixed:
+                self._close_q(label, Outcome.CHANGED)
+                if self._lobby.served(label):
+                    self.serve(label)
+
+    def holds(self, right: Right) -> bool:
+        """Whether RIGHT still stands.  Raises StoreError."""
+        return self._store.rights(right.id, right.label) == right.generation
+
+    def close(self) -> None:
+        for port in list(self._ps):
+            self._close_p(port, Outcome.SHUTDOWN)
+        for label in list(self._qs):
+            self._close_q(label, Outcome.SHUTDOWN)
+
+    def _listening_address(self, peer: Peer) -> str:
+        if peer.local in self._terms.addresses:
+            return peer.local
+        return "::" if ":" in peer.local else "0.0.0.0"
+
+    def _load_taken(self) -> None:
+        self._fixed, sticky = self._store.taken_ports()
+        self._sticky = dict.fromkeys(sticky)
+
+    def _candidates(self, first: int | None = None) -> Iterator[int]:
+        """Ports to try, best first: FIRST, random ones that nobody had, others' old q's, oldest first."""
+        used = {*self._ps, *(lease.port for lease in self._qs.values()), *self._fixed}
+        if first in self._range and first not in used:
+            yield first
+        every = list(self._range)
+        start = self._random.randrange(len(every))
+        in_turn = every[start:] + every[:start]
+        for port in self._random.choices(every, k=_RANDOM_TRIES) + in_turn:
+            if port not in used and port not in self._sticky:
+                yield port
+        yield from (port for port in list(self._sticky) if port in self._range and port not in used)

@@ -1,0 +1,109 @@
+"""A listening socket in the loop: accepts until the queue is empty and hands every connection on.
+
+Does not know what the connections are for.  Where descriptors or memory run out it pauses and tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+
+from taaslib.loop import Loop, Timer
+
+_BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
+_PAUSE_SECONDS = 1.0
+_PER_TURN = 64  # connections accepted in one turn, so that live pairs get theirs
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def open_port(address: str, port: int) -> socket.socket:
+    """A non-blocking socket that listens on ADDRESS and PORT (0: the kernel chooses).  Raises OSError.
+
+    With SO_REUSEADDR two binds may succeed and the second *listen* fails; without it a port on which one
+    connection lives can't be listened on again.  So it is set, and listen is the check.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and may close the listener."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        on_connection: Callable[[socket.socket], None],
+        on_exhausted: Callable[[OSError], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._on_connection = on_connection
+        self._on_exhausted = on_exhausted
+        self._pause: Timer | None = None
+        self.closed = False
+        self._update_interest()
+
+    @property
+    def port(self) -> int:
+        port: int = self._sock.getsockname()[1]
+        return port
+
+    def on_readable(self) -> None:
+        for _ in range(_PER_TURN):
+            if self.closed:
+                return
+            try:
+                sock, _peer = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._on_exhausted(error)
+                    self._pause = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+                    self._update_interest()
+                    return
+                continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
+            sock.setblocking(False)
+            try:
+                self._on_connection(sock)
+            except BaseException:
+                sock.close()
+                raise
+
+    def on_writable(self) -> None: ...
+    def on_finished(self) -> None: ...
+    def abort(self) -> None: ...  # the connection is closed; the others may still come
+
+    def on_failed(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._pause:
+            self._pause.cancel()
+        self._loop.forget(self._sock.fileno())
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._update_interest()
+
+    def _update_interest(self) -> None:
+        self._loop.watch(self._sock.fileno(), self, read=self._pause is None, write=False)

@@ -1,0 +1,310 @@
+"""The lobby: legs come in by port p or q, wait, are paired and relayed; it knows who is served.
+
+Knows neither ports nor HTTP: whoever accepts a connection hands it to `welcome_responder` or
+`welcome_initiator`.  What it decides, rendezvous.py decides; here are the descriptors and the deadlines.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from taaslib import sockets
+from taaslib.journal import Journal
+from taaslib.loop import Loop, Timer
+from taaslib.names import Peer
+from taaslib.outcomes import Outcome
+from taaslib.pump import Pools
+from taaslib.relay import Relay
+from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
+
+_CHECK_SECONDS = 10.0  # between looks at all live pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long and how much the lobby waits: seconds, octets and counts of the [limits] section."""
+
+    early_bytes: int
+    first_bytes: float
+    parked: float
+    keepalive_idle: float
+    keepalive_interval: float
+    keepalive_probes: int
+    user_timeout: float
+    dead_after: float
+    idle: float
+    pairings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """On what a responder rests: that ID may serve LABEL, with the secret of that GENERATION."""
+
+    label: str
+    id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """One line of GET /pairings/LABEL."""
+
+    responder: str
+    initiator: str
+    timestamp: int  # ms since 1970
+
+
+class State(enum.Enum):
+    """An initiator: arriving -> waiting -> paired | ended.  A responder begins at waiting."""
+
+    ARRIVING = "arriving"  # no octet yet, and first-bytes has not passed
+    WAITING = "waiting"
+    PAIRED = "paired"  # its socket belongs to a relay now
+    ENDED = "ended"
+
+
+class Leg:
+    """One waiting socket and its early octets."""
+
+    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "sock", "state", "timer")
+
+    def __init__(
+        self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
+    ) -> None:
+        self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
+        self.early = bytearray()
+        self.at_end = False  # its FIN has come
+        self.timer: Timer | None = None
+        self.state = State.ARRIVING if right is None else State.WAITING
+
+    def __repr__(self) -> str:
+        return f"<Leg {'initiator' if self.right is None else 'responder'} {self.state.value} {self.peer}>"
+
+    def on_readable(self) -> None:
+        try:
+            data = self.sock.recv(self._lobby.patience.early_bytes - len(self.early))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lobby.leave(self, Outcome.TIMED_OUT if sockets.timed_out(error.errno) else Outcome.RESET)
+            return
+        self.early += data
+        if data:
+            self._lobby.leg_spoke(self)
+        elif self.right is None and self.early:
+            self.at_end = True  # a visitor who has said all: relayed like any other FIN
+            self.update_interest()
+        else:
+            self._lobby.leave(self, Outcome.HUNG_UP)
+
+    def on_writable(self) -> None: ...
+
+    def on_finished(self) -> None:
+        self._lobby.leave(self, Outcome.HUNG_UP)
+
+    def on_failed(self) -> None:
+        code = sockets.failure(self.sock)
+        self._lobby.leave(self, Outcome.TIMED_OUT if sockets.timed_out(code) else Outcome.RESET)
+
+    def abort(self) -> None:
+        self._lobby.leave(self, Outcome.FAULT)
+
+    def update_interest(self) -> None:
+        room = not self.at_end and len(self.early) < self._lobby.patience.early_bytes
+        self._lobby.loop.watch(
+            self.sock.fileno(), self, read=room, write=False, finished=self.right is not None
+        )
+
+
+class Lobby:
+    """ON_SERVED is told a label each time that a responder begins to wait under it."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        pools: Pools,
+        journal: Journal,
+        wall_clock: Callable[[], float],
+        seats: Seats,
+        patience: Patience,
+        on_served: Callable[[str], None],
+    ) -> None:
+        self.loop = loop
+        self.patience = patience
+        self._pools = pools
+        self._journal = journal
+        self._wall_clock = wall_clock
+        self._on_served = on_served
+        self._rooms: Rendezvous[Leg] = Rendezvous(seats)
+        self._arriving: set[Leg] = set()
+        self._live: dict[Relay, tuple[Leg, Leg]] = {}
+        self._pairings: dict[str, deque[Pairing]] = {}
+        loop.call_later(_CHECK_SECONDS, self._check_live)
+
+    # Who comes
+
+    def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right) -> None:
+        """A hidden server's connection has claimed its port p."""
+        limits = self.patience
+        try:
+            sockets.no_delay(sock)
+            sockets.keep_alive(
+                sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes
+            )
+            sockets.user_timeout(sock, limits.user_timeout)
+        except OSError:
+            sock.close()
+            return
+        leg = Leg(self, sock, peer, right.label, right)
+        leg.update_interest()
+        answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
+        if isinstance(answer, Waiting):
+            self._journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
+            if answer.displaced:
+                self._end(answer.displaced, Outcome.DISPLACED)
+            self._on_served(right.label)
+        else:
+            self._act(leg, answer)
+
+    def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str) -> None:
+        """A mobile client has connected to port q; it is paired once it speaks, or soon without."""
+        limits = self.patience
+        try:
+            sockets.no_delay(sock)
+            sockets.keep_alive(
+                sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes
+            )
+        except OSError:
+            sock.close()
+            return
+        leg = Leg(self, sock, peer, label, None)
+        self._arriving.add(leg)
+        leg.timer = self.loop.call_later(limits.first_bytes, lambda: self._seek(leg))
+        leg.update_interest()
+
+    def leg_spoke(self, leg: Leg) -> None:
+        if leg.state is State.ARRIVING:
+            self._seek(leg)
+        else:
+            leg.update_interest()
+
+    def _seek(self, leg: Leg) -> None:
+        self._arriving.discard(leg)
+        _cancel(leg)
+        leg.state = State.WAITING
+        self._act(leg, self._rooms.seek(leg.label, leg, self.loop.clock()))
+
+    def _act(self, leg: Leg, answer: Paired[Leg] | Waiting[Leg] | Refused) -> None:
+        if isinstance(answer, Paired):
+            self._pair(answer.responder, answer.initiator)
+        elif isinstance(answer, Refused):
+            self._end(leg, Outcome.FULL)
+        else:
+            leg.timer = self.loop.call_later(
+                self.patience.parked, lambda: self.leave(leg, Outcome.NOBODY_CAME)
+            )
+            leg.update_interest()
+
+    def _pair(self, responder: Leg, initiator: Leg) -> None:
+        for leg in (responder, initiator):
+            _cancel(leg)
+            self.loop.forget(leg.sock.fileno())
+            leg.state = State.PAIRED
+        pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.patience.pairings))
+        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self._wall_clock() * 1000)))
+        self._journal.note(
+            Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
+        )
+        relay = Relay(self.loop, self._pools, responder.sock, initiator.sock, self._relay_closed)
+        self._live[relay] = responder, initiator
+        relay.start(
+            from_responder=bytes(responder.early),
+            from_initiator=bytes(initiator.early),
+            initiator_at_end=initiator.at_end,
+        )
+        responder.early.clear()
+        initiator.early.clear()
+
+    # Who goes
+
+    def leave(self, leg: Leg, outcome: Outcome) -> None:
+        """LEG goes before it was paired."""
+        if leg.state is State.WAITING:
+            self._rooms.leave(leg.label, leg, self.loop.clock())
+        self._arriving.discard(leg)
+        self._end(leg, outcome)
+
+    def _end(self, leg: Leg, outcome: Outcome) -> None:
+        leg.state = State.ENDED
+        _cancel(leg)
+        self.loop.forget(leg.sock.fileno())
+        leg.sock.close()
+        role = "initiator" if leg.right is None else "responder"
+        self._journal.note(outcome, label=leg.label, **{role: leg.peer})
+
+    def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
+        responder, initiator = self._live.pop(relay)
+        self._rooms.part(responder.label, self.loop.clock())
+        self._journal.note(
+            outcome,
+            label=responder.label,
+            responder=responder.peer,
+            initiator=initiator.peer,
+            seconds=round(self.loop.clock() - relay.started, 3),
+            to_initiator=relay.to_initiator,
+            to_responder=relay.to_responder,
+        )
+
+    def revoke(self, holds: Callable[[Right], bool]) -> None:
+        """End the responders that wait on a right that no longer HOLDS."""
+        for leg in self._rooms.everyone():
+            if leg.right and not holds(leg.right):
+                self.leave(leg, Outcome.REVOKED)
+
+    def close(self) -> None:
+        """The service ends: everyone goes."""
+        for leg in [*self._arriving, *self._rooms.everyone()]:
+            self.leave(leg, Outcome.SHUTDOWN)
+        for relay in list(self._live):
+            relay.close(Outcome.SHUTDOWN)
+
+    # Who is asked about
+
+    def waiting(self, label: str) -> int:
+        """How many responders wait under LABEL."""
+        return self._rooms.waiting(label)
+
+    def served(self, label: str) -> bool:
+        """Whether a visitor who comes now is likely to be answered."""
+        return self._rooms.served(label, self.loop.clock())
+
+    def last_served(self, label: str) -> float:
+        """When LABEL was last served, on the loop's clock."""
+        return self._rooms.last_served(label, self.loop.clock())
+
+    def forget(self, label: str) -> None:
+        """Nothing listens for LABEL's visitors any more."""
+        self._rooms.forget(label)
+
+    def pairings(self, label: str) -> list[Pairing]:
+        """LABEL's last pairings, oldest first."""
+        return list(self._pairings.get(label, ()))
+
+    @property
+    def relays(self) -> list[Relay]:
+        return list(self._live)
+
+    def _check_live(self) -> None:
+        self.loop.call_later(_CHECK_SECONDS, self._check_live)
+        for relay in self.relays:
+            relay.check(self.patience.dead_after, self.patience.idle)
+
+
+def _cancel(leg: Leg) -> None:
+    if leg.timer:
+        leg.timer.cancel()
+        leg.timer = None

@@ -1,0 +1,239 @@
+"""The event loop: calls a handler when its descriptor is ready, a function when it is due.
+
+Knows nothing of sockets or TAAS.  `select.epoll` where it exists, `selectors` elsewhere.
+
+Readiness is level-triggered.  Of each descriptor we are told at most four things: it can be read, it can
+be written, its peer finished sending (RDHUP, only where asked for: it is seen behind unread bytes too),
+and it failed (ERR, always).  HUP alone, both directions finished, counts as readable: what still stands in
+the receive queue must be read first, and a handler that does not want to read must `forget` the descriptor,
+since HUP can't be masked.
+"""
+
+from __future__ import annotations
+
+import heapq
+import select
+import selectors
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Protocol
+
+READ, WRITE, FAILED, HUNG_UP, FINISHED = 0x001, 0x004, 0x008, 0x010, 0x2000  # epoll's own numbers
+_MAX_EVENTS = 1024  # descriptors served in one turn
+_PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
+
+
+class Handler(Protocol):
+    def on_readable(self) -> None: ...
+    def on_writable(self) -> None: ...
+    def on_finished(self) -> None:
+        """The peer will send no more; bytes may still stand before its FIN.  Only where asked for."""
+
+    def on_failed(self) -> None:
+        """The connection was reset or timed out."""
+
+    def abort(self) -> None:
+        """One of the above let an exception out, which is our own bug: close what is yours."""
+
+
+class Poller(Protocol):
+    def set(self, fd: int, old: int | None, new: int | None) -> None: ...
+    def poll(self, seconds: float) -> list[tuple[int, int]]: ...
+    def close(self) -> None: ...
+
+
+class Timer:
+    """A function that will be called once, unless cancelled before."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None  # the husk leaves the heap when it surfaces, or in a sweep
+
+
+class Loop:
+    """One thread's turns.  ON_FAULT is told of an exception that a handler let out, and goes on."""
+
+    def __init__(
+        self,
+        on_fault: Callable[[Handler | Timer], None],
+        clock: Callable[[], float] = time.monotonic,
+        poller: Poller | None = None,
+    ) -> None:
+        self.clock = clock  # seconds; tests bring their own
+        self._on_fault = on_fault
+        self._poller = poller or (EpollPoller() if hasattr(select, "epoll") else SelectorsPoller())
+        self._handlers: dict[int, Handler] = {}
+        self._interest: dict[int, int] = {}
+        self._patient: set[int] = set()
+        self._ready_patient: dict[int, int] = {}  # fd -> events, in the order of their coming
+        self._fresh: set[int] = set()  # watched since this turn's poll: what it said is about a predecessor
+        self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
+        self._order = count()
+        self._turns = 0
+
+    def watch(
+        self,
+        fd: int,
+        handler: Handler,
+        *,
+        read: bool,
+        write: bool,
+        finished: bool = False,
+        patient: bool = False,
+    ) -> None:
+        """Say what HANDLER waits for on FD from now on.  Waiting for nothing still tells of failure.
+
+        A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
+        """
+        new = READ * read | WRITE * write | FINISHED * finished
+        old = self._interest.get(fd)
+        if old is None:
+            self._fresh.add(fd)
+        if new != old:
+            self._poller.set(fd, old, new)
+            self._interest[fd] = new
+        self._handlers[fd] = handler
+        if patient:
+            self._patient.add(fd)
+        else:
+            self._patient.discard(fd)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching FD; do so before it is closed.  Forgetting twice does nothing."""
+        old = self._interest.pop(fd, None)
+        if old is not None:
+            self._poller.set(fd, old, None)
+            del self._handlers[fd]
+            self._patient.discard(fd)
+            self._ready_patient.pop(fd, None)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(call)
+        heapq.heappush(self._timers, (self.clock() + seconds, next(self._order), timer))
+        return timer
+
+    def turn(self, patience: float = 60.0) -> None:
+        """Sleep until something happens, PATIENCE seconds at most; serve ready descriptors, then timers."""
+        if self._ready_patient:
+            patience = 0.0
+        elif self._timers:
+            patience = min(patience, max(0.0, self._timers[0][0] - self.clock()))
+        self._fresh.clear()
+        for fd, events in self._poller.poll(patience):
+            if fd in self._fresh:
+                continue
+            if fd in self._patient:
+                self._ready_patient[fd] = events
+            else:
+                self._serve(fd, events)
+        for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
+            ready = self._ready_patient.pop(fd, None)  # a handler served before it may have closed it
+            if ready is not None:
+                self._serve(fd, ready)
+        self._call_due_timers()
+
+    def close(self) -> None:
+        self._poller.close()
+
+    def _serve(self, fd: int, events: int) -> None:
+        # Interest is looked up anew each time: a handler served earlier may have closed the descriptor
+        # or changed its mind.
+        handler = self._handlers.get(fd)
+        if handler is None:
+            return
+        interest = self._interest[fd]
+        try:
+            if events == READ and interest & READ:  # nearly always
+                handler.on_readable()
+                return
+            if events & FAILED:
+                handler.on_failed()
+                return
+            if events & WRITE and interest & WRITE:
+                handler.on_writable()
+            if events & (READ | HUNG_UP) and self._still(fd, handler, READ):
+                handler.on_readable()
+            if events & (FINISHED | HUNG_UP) and self._still(fd, handler, FINISHED):
+                handler.on_finished()
+        except Exception:
+            self._on_fault(handler)
+
+    def _still(self, fd: int, handler: Handler, event: int) -> bool:
+        return self._handlers.get(fd) is handler and bool(self._interest[fd] & event)
+
+    def _call_due_timers(self) -> None:
+        timers, due, now = self._timers, [], self.clock()
+        while timers and timers[0][0] <= now:
+            due.append(heapq.heappop(timers)[2])
+        for timer in due:  # one that these set waits for the next turn, even if due at once
+            if timer.call:
+                try:
+                    timer.call()
+                except Exception:
+                    self._on_fault(timer)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        # Long timeouts are mostly cancelled: when half of the heap is husks, drop them.
+        self._turns += 1
+        if self._turns % 1024 == 0:
+            alive = [entry for entry in self._timers if entry[2].call]
+            if len(alive) < len(self._timers) // 2:
+                heapq.heapify(alive)
+                self._timers = alive
+
+
+class EpollPoller:
+    """Linux: interest may be empty, and RDHUP can be asked for."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+
+    def set(self, fd: int, old: int | None, new: int | None) -> None:
+        if new is None:
+            self._epoll.unregister(fd)
+        elif old is None:
+            self._epoll.register(fd, new)
+        else:
+            self._epoll.modify(fd, new)
+
+    def poll(self, seconds: float) -> list[tuple[int, int]]:
+        return self._epoll.poll(seconds, _MAX_EVENTS)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class SelectorsPoller:
+    """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def set(self, fd: int, old: int | None, new: int | None) -> None:
+        before, after = _mask(old), _mask(new)
+        if before and after:
+            self._selector.modify(fd, after)
+        elif before:
+            self._selector.unregister(fd)
+        elif after:
+            self._selector.register(fd, after)
+
+    def poll(self, seconds: float) -> list[tuple[int, int]]:
+        return [
+            (key.fd, READ * bool(ready & selectors.EVENT_READ) | WRITE * bool(ready & selectors.EVENT_WRITE))
+            for key, ready in self._selector.select(seconds)
+        ]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+def _mask(interest: int | None) -> int:
+    interest = interest or 0
+    return selectors.EVENT_READ * bool(interest & READ) | selectors.EVENT_WRITE * bool(interest & WRITE)

@@ -1,0 +1,96 @@
+"""Host names -> whom they mean: the registrar, a label, or a stranger; and what a label may look like.
+
+Knows nothing of requests, sockets or which labels exist.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from dataclasses import dataclass
+
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 2.1, RFC 1035 2.3.4
+HOST_NAME = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*")
+
+# RFC 3986 3.2.2 and 3.2.3, without user information and percent-encoding, which no client of ours needs.
+_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{0,5}))?")
+
+
+class To(enum.Enum):
+    REGISTRAR = "registrar"
+    LABEL = "label"
+    STRANGER = "stranger"
+
+
+@dataclass(frozen=True, slots=True)
+class Addressee:
+    """Whom a Host means; `label` is set for To.LABEL alone."""
+
+    to: To
+    label: str = ""
+
+
+def addressee(host: str, registrar: str, servers: str) -> Addressee:
+    """Say whom HOST (as `host_of` gives it) means, given the two configured names."""
+    if host == registrar:
+        return Addressee(To.REGISTRAR)
+    label = label_of(host, servers)
+    return Addressee(To.LABEL, label) if label is not None else Addressee(To.STRANGER)
+
+
+def host_of(authority: str) -> str:
+    """The host in AUTHORITY (`host`, `host:port`), lower case, without a final dot.  Raises ValueError."""
+    match = _AUTHORITY.fullmatch(authority)
+    if not match or int(match["port"] or 0) > 65535:
+        raise ValueError("not a host with an optional port")
+    return match["host"].lower().removesuffix(".")
+
+
+def label_of(host: str, servers: str) -> str | None:
+    """The label in LABEL.servers, where HOST is such a name."""
+    label, dot, rest = host.partition(".")
+    return label if dot and rest == servers and LABEL.fullmatch(label) else None
+
+
+def label(text: str) -> str:
+    """TEXT folded to lower case.  Raises ValueError when it is no DNS label."""
+    folded = text.lower()
+    if not LABEL.fullmatch(folded):
+        raise ValueError("a label is 1 to 63 letters, digits and hyphens, with no hyphen at either end")
+    return folded
+
+
+def plain_address(address: str) -> str:
+    """ADDRESS as the kernel gives it -> canonical text: no scope, no IPv4 in IPv6's clothes."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    return str(ip)
+
+
+def network_of(address: str) -> str:
+    """The address that stands for one peer: ADDRESS itself, or the /64 it lies in with IPv6.
+
+    One IPv6 host commonly owns a whole /64 and changes its address within it (RFC 8981).
+    """
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network(f"{address}/64", strict=False))
+
+
+def host_port(address: str, port: int) -> str:
+    """`a.b.c.d:p`, or `[addr]:p` with IPv6."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection, and the address of ours that it came to."""
+
+    address: str
+    port: int
+    local: str
+
+    def __str__(self) -> str:
+        return host_port(self.address, self.port)

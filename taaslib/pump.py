@@ -1,0 +1,275 @@
+"""One direction of a relay: bytes from one socket to another, never more in between than a bound.
+
+Knows nothing of pairs, labels or the loop: its owner calls `fill` when the source is readable, `drain`
+when the sink is writable, and reads `pending`, `has_room` and `at_end` to know what to wait for.
+
+Two pumps behind the same verbs.  `RingPump` copies through a ring of octets and works everywhere.
+`SplicePump` (Linux) lets the kernel move pages through a pipe, which halves the CPU time per byte in bulk
+and costs more for small messages: it begins as a RingPump and splices after two full small reads in a row
+(bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB on).
+
+Rings and pipes are borrowed from pools for as long as bytes stand in them, so that an idle pair owns
+neither, and a busy one finds a buffer that is warm in the cache.
+
+What splice(2) does not say, and each costs something:
+
+- EAGAIN means "socket empty" or "pipe full", and hides the end of the stream too: we splice in only when
+  the pipe is empty, so that EAGAIN is about the socket.
+- One octet of TCP urgent data makes a socket readable for ever while splice returns EAGAIN: a remote spin.
+  recv(2) steps over it, so EAGAIN sends us back to copying.
+- After a reset, splice returns what is buffered, ECONNRESET once, then 0, as if the peer had ended in order:
+  any OSError is the end of the pair.
+- A pipe counts slots, not octets: 600 sends of one octet fill a 64 KiB pipe with 16 of them.  So pipes are
+  enlarged to 1 MiB where the kernel allows.
+- An unprivileged user gets few large pipes (fs.pipe-user-pages-soft): EPERM is no error, and a pipe that is
+  too small is not used at all.
+- A pipe that is not empty goes to nobody else: it is closed, or one client's octets reach another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Protocol
+
+SMALL = 16 * 1024  # a read while messages are small, octets
+LARGE = 256 * 1024  # a ring in bulk; 64 KiB costs twice the CPU time per byte
+_PIPE = 1024 * 1024  # asked for, /proc/sys/fs/pipe-max-size; 64 KiB is clearly slower, 256 KiB is not
+_PIPE_LEAST = 128 * 1024
+_FULL_READS = 2  # in a row, before the bulk way is taken
+_TRICKLE = 1024  # a splice that moves less than this goes back to copying
+
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl has the names on Linux only
+_SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
+
+can_splice = hasattr(os, "splice")
+
+
+class Pump(Protocol):
+    at_end: bool  # the source said that no more will come
+    copied: int  # octets delivered to the sink's kernel by recv and send
+    spliced: int  # ... by splice
+
+    @property
+    def pending(self) -> int: ...
+    @property
+    def has_room(self) -> bool: ...
+    def fill(self) -> None: ...
+    def drain(self) -> None: ...
+    def preload(self, early: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Ring:
+    """A bounded first-in, first-out store of octets that wraps round at its end."""
+
+    __slots__ = ("_buffer", "_start", "capacity", "pending")
+
+    def __init__(self, capacity: int) -> None:
+        self._buffer = memoryview(bytearray(capacity))
+        self.capacity = capacity
+        self._start = 0
+        self.pending = 0
+
+    def receive(self, sock: socket.socket) -> int:
+        """recv(2) into the free space up to the buffer's end; returns octets (0: end of stream)."""
+        if not self.pending:
+            self._start = 0
+        end = self._start + self.pending
+        free = self._buffer[end:] if end < self.capacity else self._buffer[end - self.capacity : self._start]
+        count = sock.recv_into(free)
+        self.pending += count
+        return count
+
+    def send(self, sock: socket.socket) -> int:
+        """send(2) the oldest octets up to the buffer's end; returns octets sent."""
+        count = sock.send(self._buffer[self._start : min(self._start + self.pending, self.capacity)])
+        self.pending -= count
+        self._start = (self._start + count) % self.capacity
+        return count
+
+    def put(self, data: bytes) -> None:
+        """Store DATA in an empty ring that has room for it."""
+        self._start, self.pending = 0, len(data)
+        self._buffer[: len(data)] = data
+
+
+class Pools:
+    """Rings and pipes that nobody uses just now; one instance serves all pumps."""
+
+    def __init__(self, pump: str = "auto", keep: int = 64) -> None:
+        self.splices = can_splice if pump == "auto" else pump == "splice"
+        self._keep = keep  # how many of each kind lie idle at most
+        self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
+        self._pipes: list[tuple[int, int]] = []
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> Pump:
+        return SplicePump(source, sink, self) if self.splices else RingPump(source, sink, self)
+
+    def borrow_ring(self, capacity: int) -> Ring:
+        rings = self._rings[capacity]
+        return rings.pop() if rings else Ring(capacity)
+
+    def return_ring(self, ring: Ring) -> None:
+        rings = self._rings.get(ring.capacity)  # None: one made for early octets
+        if rings is not None and len(rings) < self._keep:
+            ring.pending = 0
+            rings.append(ring)
+
+    def borrow_pipe(self) -> tuple[int, int] | None:
+        """The two ends of an empty pipe, or None where the kernel grants none that is worth it."""
+        return self._pipes.pop() if self._pipes else _new_pipe()
+
+    def return_pipe(self, pipe: tuple[int, int], *, dirty: bool) -> None:
+        if dirty or len(self._pipes) >= self._keep:
+            _close_pipe(pipe)
+        else:
+            self._pipes.append(pipe)
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            _close_pipe(pipe)
+        self._pipes.clear()
+
+
+class RingPump:
+    __slots__ = ("_full_reads", "_pools", "_ring", "_sink", "_source", "at_end", "copied", "spliced")
+
+    def __init__(self, source: socket.socket, sink: socket.socket, pools: Pools) -> None:
+        self._source, self._sink, self._pools = source, sink, pools
+        self._ring: Ring | None = None
+        self._full_reads = 0
+        self.at_end = False
+        self.copied = 0
+        self.spliced = 0
+
+    @property
+    def pending(self) -> int:
+        """Octets taken from the source and not yet taken by the sink."""
+        return self._ring.pending if self._ring else 0
+
+    @property
+    def has_room(self) -> bool:
+        ring = self._ring
+        return not self.at_end and (ring is None or ring.pending < ring.capacity)
+
+    def fill(self) -> None:
+        """Take what the source has, up to a bound, and offer it to the sink at once.  Raises OSError."""
+        ring = self._ring
+        if ring is None:
+            wanted = LARGE if self._full_reads >= _FULL_READS else SMALL
+            ring = self._ring = self._pools.borrow_ring(wanted)
+        elif ring.pending == ring.capacity:
+            return self.drain()
+        try:
+            count = ring.receive(self._source)
+        except BlockingIOError:  # an urgent octet alone, or another's event
+            count = -1
+        if count == ring.capacity:
+            self._full_reads += 1
+        elif count < SMALL:
+            self._full_reads = 0
+        if count == 0:
+            self.at_end = True
+        return self.drain()
+
+    def drain(self) -> None:
+        """Give the sink what it takes.  Raises OSError."""
+        ring = self._ring
+        if ring is None:
+            return
+        try:
+            while ring.pending:
+                self.copied += ring.send(self._sink)
+        except BlockingIOError:
+            return
+        self._pools.return_ring(ring)
+        self._ring = None
+
+    def preload(self, early: bytes) -> None:
+        """Put octets that were read before the pump existed in front of all others."""
+        if early:
+            self._ring = self._pools.borrow_ring(SMALL) if len(early) <= SMALL else Ring(len(early))
+            self._ring.put(early)
+
+    def close(self) -> None:
+        """Give back what is borrowed; the pump is not used again."""
+        if self._ring:
+            self._pools.return_ring(self._ring)
+            self._ring = None
+
+
+class SplicePump(RingPump):
+    __slots__ = ("_in_pipe", "_pipe")
+
+    def __init__(self, source: socket.socket, sink: socket.socket, pools: Pools) -> None:
+        super().__init__(source, sink, pools)
+        self._pipe: tuple[int, int] | None = None
+        self._in_pipe = 0  # octets
+
+    @property
+    def pending(self) -> int:
+        return self._in_pipe or super().pending
+
+    @property
+    def has_room(self) -> bool:
+        return not self._in_pipe and super().has_room
+
+    def fill(self) -> None:
+        if self._full_reads < _FULL_READS or self._ring:
+            return super().fill()
+        self._pipe = self._pools.borrow_pipe()
+        if self._pipe is None:
+            return super().fill()
+        try:
+            self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            self._full_reads = 0
+        else:
+            self.at_end = self._in_pipe == 0
+            if self._in_pipe < _TRICKLE:
+                self._full_reads = 0
+        return self.drain()
+
+    def drain(self) -> None:
+        if self._pipe is None:
+            return super().drain()
+        try:
+            while self._in_pipe:
+                moved = os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe, flags=_SPLICE_FLAGS)
+                self._in_pipe -= moved
+                self.spliced += moved
+        except BlockingIOError:
+            return None
+        self._pools.return_pipe(self._pipe, dirty=False)
+        self._pipe = None
+        return None
+
+    def close(self) -> None:
+        super().close()
+        if self._pipe:
+            self._pools.return_pipe(self._pipe, dirty=True)
+            self._pipe = None
+
+
+def _new_pipe() -> tuple[int, int] | None:
+    import fcntl  # not on every system; where splice is, it is too
+
+    try:
+        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # out of descriptors: copying needs none
+        return None
+    for size in (_PIPE, LARGE):
+        with contextlib.suppress(OSError):  # EPERM: over fs.pipe-user-pages-soft or pipe-max-size
+            fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, size)
+            break
+    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST:
+        return pipe
+    _close_pipe(pipe)
+    return None
+
+
+def _close_pipe(pipe: tuple[int, int]) -> None:
+    for fd in pipe:
+        os.close(fd)

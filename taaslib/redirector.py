@@ -1,0 +1,82 @@
+"""Request -> Answer for mobile clients: a 307 to the label's port q while it is served, else a 503.
+
+Knows neither sockets nor the registrar.  It sees the head of the request, cookies included, and keeps,
+shows and logs nothing of it: target and Host go back to the one who sent them, in Location alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taaslib.http1 import Request, Response, text
+from taaslib.names import Peer, host_port
+from taaslib.outcomes import Answer, Outcome
+
+_OFFLINE = "Nothing is connected under this name just now.  Try again in a moment."
+_OFFLINE_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>Not connected</title>
+<style>
+body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 32rem; margin: 20vh auto 0; padding: 0 1.5rem }
+h1 { font-size: 1.6rem }
+p { opacity: .8 }
+</style>
+<h1>Not connected</h1>
+<p>Nothing is connected under this name just now. If the device was switched on a moment ago, it will be
+here shortly: try again.</p>
+</html>
+"""
+
+
+class Redirector:
+    """PORT_Q gives a served label's port, or None; ADVERTISE the service's address as a peer sees it."""
+
+    def __init__(
+        self,
+        served: Callable[[str], bool],
+        port_q: Callable[[str], int | None],
+        advertise: Callable[[Peer], str],
+        servers: str,
+        location: str,
+        retry_after: int,
+    ) -> None:
+        self._served = served
+        self._port_q = port_q
+        self._advertise = advertise
+        self._servers = servers
+        self._location = location
+        self._retry_after = retry_after
+
+    def answer(self, request: Request, label: str, peer: Peer) -> Answer:
+        """Raises StoreError."""
+        if not self._served(label):
+            return self._offline(request, label, Outcome.NOT_SERVED)
+        port = self._port_q(label)
+        if port is None:
+            return self._offline(request, label, Outcome.PORT_FAILED)
+        location = f"https://{self._host_port(label, peer, port)}{request.target}"
+        fields = (("Location", location), ("Cache-Control", "no-store"))
+        message = "Go on at the address in Location; the device answers there."
+        return Answer(Outcome.REDIRECTED, text(307, message, *fields), label, port=port)
+
+    def _host_port(self, label: str, peer: Peer, port: int) -> str:
+        if self._location == "address":
+            return host_port(self._advertise(peer), port)
+        return f"{self._servers}:{port}" if self._location == "domain" else f"{label}.{self._servers}:{port}"
+
+    def _offline(self, request: Request, label: str, outcome: Outcome) -> Answer:
+        # The client of 2014 reads Location before the status and crashes without one.
+        asked_for = f"https://{request.authority}{request.target}"
+        fields = (
+            ("Retry-After", str(self._retry_after)),
+            ("Location", asked_for),
+            ("Cache-Control", "no-store"),
+        )
+        if "text/html" in request.fields.get("accept", "").lower():
+            response = Response(503, _OFFLINE_PAGE.encode(), "text/html; charset=utf-8", fields)
+        else:
+            response = text(503, _OFFLINE, *fields)
+        return Answer(outcome, response, label)

@@ -1,0 +1,151 @@
+"""Request -> Answer for hidden servers: PUT /register/LABEL opens a port p, GET /pairings/LABEL tells
+who met whom.
+
+Knows neither sockets nor the redirector.  Checked in this order, so that nobody learns more than they
+have earned: Authorization present, path, method, parameters, code, grant, capacity.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+
+from taaslib import authorization, names
+from taaslib.authorization import NOBODY, Claim, Secret
+from taaslib.http1 import Request, Response, text
+from taaslib.leases import Leases, NoPort, TooMany
+from taaslib.lobby import Lobby, Right
+from taaslib.names import Peer
+from taaslib.outcomes import Answer, Outcome
+from taaslib.store import Credential, Spent, Store
+
+_CHALLENGE = ("WWW-Authenticate", authorization.CHALLENGE)
+_ROUTE = re.compile(r"/(register|pairings)/([^/]+)")
+_METHODS = {"register": "PUT", "pairings": "GET"}
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+class Registrar:
+    """ADVERTISE gives the address to tell a peer; REUSE is how often one code may be used."""
+
+    def __init__(
+        self,
+        store: Store,
+        leases: Leases,
+        lobby: Lobby,
+        wall_clock: Callable[[], float],
+        advertise: Callable[[Peer], str],
+        claim: str,
+        reuse: int,
+        retry_after: int,
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._lobby = lobby
+        self._wall_clock = wall_clock
+        self._advertise = advertise
+        self._claim = claim
+        self._reuse = reuse
+        self._retry_after = ("Retry-After", str(retry_after))
+        self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
+
+    def answer(self, request: Request, peer: Peer) -> Answer:
+        """Raises StoreError."""
+        value = request.fields.get("authorization")
+        if value is None or not authorization.is_totp(value):
+            return _no(
+                Outcome.NO_CREDENTIALS,
+                401,
+                'Authorization: TOTP username="ID", response="CODE" is needed here.',
+                _CHALLENGE,
+            )
+        route = _ROUTE.fullmatch(request.path)
+        if not route:
+            return _no(
+                Outcome.NOT_FOUND, 404, "Nothing is here: the path is /register/LABEL or /pairings/LABEL."
+            )
+        what = route[1]
+        try:
+            label = names.label(route[2])
+        except ValueError as error:
+            return _no(Outcome.BAD_REQUEST, 400, f"The label in the path is none: {error}.")
+        if request.method != _METHODS[what]:
+            allow = ("Allow", _METHODS[what])
+            return _no(Outcome.NOT_FOUND, 405, f"The method here is {_METHODS[what]}.", allow)
+        try:
+            claim = authorization.parse(value)
+        except authorization.Malformed as error:
+            return _no(Outcome.BAD_REQUEST, 400, f"{error}.")
+        right = self._right(claim, label, peer)
+        if isinstance(right, Answer):
+            return right
+        if what == "pairings":
+            pairings = [asdict(pairing) for pairing in self._lobby.pairings(label)]
+            body = json.dumps(pairings).encode()
+            return Answer(Outcome.LISTED, Response(200, body, "application/json"), label, claim.id)
+        return self._register(right, peer)
+
+    def _right(self, claim: Claim, label: str, peer: Peer) -> Right | Answer:
+        """What the claim proves and the operator granted, or the refusal."""
+        credential = self._store.credential(claim.id)
+        secret = _secret(credential) if credential and credential.enabled else NOBODY
+        now = self._wall_clock()
+        step = authorization.matching_step(claim.code, secret, now)
+        # An unknown ID costs the same as a wrong code; nobody's secret opens nothing even if guessed.
+        if credential is None or not credential.enabled or step is None:
+            return _refused_code(Outcome.WRONG_CODE, label, claim.id)
+        current = int(now) // secret.period
+        address = names.network_of(peer.address) if self._claim == "address" else "*"
+        spent = self._store.spend_step(claim.id, step, address, current + authorization.DRIFT)
+        if spent in (Spent.ELSEWHERE, Spent.STALE):
+            return _refused_code(Outcome.CODE_USED, label, claim.id)
+        if self._count_use(claim.id, step, current) > self._reuse:
+            next_step = ("Retry-After", str(secret.period - int(now) % secret.period))
+            message = "This code was used too often; wait for the next one."
+            return _no(Outcome.CODE_OVERUSED, 429, message, next_step, label=label, id=claim.id)
+        if not self._store.granted(claim.id, label):
+            message = f"This ID may not serve {label}; ask the operator to grant it."
+            return _no(Outcome.NOT_GRANTED, 403, message, label=label, id=claim.id)
+        return Right(label, claim.id, credential.generation)
+
+    def _count_use(self, id: str, step: int, current: int) -> int:
+        uses = self._uses.setdefault(id, {})
+        for old in [old for old in uses if old < current - authorization.DRIFT]:
+            del uses[old]
+        uses[step] = uses.get(step, 0) + 1
+        return uses[step]
+
+    def _register(self, right: Right, peer: Peer) -> Answer:
+        try:
+            port = self._leases.open_p(right, peer)
+        except TooMany as refusal:
+            return _no(Outcome.FULL, 429, f"{refusal}.", self._retry_after, label=right.label, id=right.id)
+        except NoPort:
+            message = "No port is free; try again soon."
+            return _no(Outcome.FULL, 503, message, self._retry_after, label=right.label, id=right.id)
+        body = names.host_port(self._advertise(peer), port).encode()  # the 2014 client takes nothing more
+        return Answer(Outcome.REGISTERED, Response(200, body, "text/plain"), right.label, right.id, port)
+
+
+def _secret(credential: Credential) -> Secret:
+    return Secret(credential.secret, credential.digits, credential.period, credential.algorithm)
+
+
+def _refused_code(outcome: Outcome, label: str, id: str) -> Answer:
+    # One body for an unknown, a disabled and a known ID.  The log names an ID only if it can be one: people
+    # paste secrets into the wrong field.
+    message = "The ID is unknown or the code wrong or used; check the device's clock, or ask the operator."
+    return _no(outcome, 401, message, _CHALLENGE, label=label, id=id if _UUID.fullmatch(id) else None)
+
+
+def _no(
+    outcome: Outcome,
+    status: int,
+    message: str,
+    *fields: tuple[str, str],
+    label: str | None = None,
+    id: str | None = None,
+) -> Answer:
+    return Answer(outcome, text(status, message, *fields), label, id)

@@ -1,0 +1,399 @@
+"""The whole service, built from a Config: the only place that knows everything.
+
+Knows no detail: what each part does stands in its own file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import ssl
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+from taaslib import __version__
+from taaslib.config import Config, ConfigError
+from taaslib.frontdoor import FrontDoor, Manners
+from taaslib.journal import Journal
+from taaslib.leases import Leases, Terms
+from taaslib.listener import Listener, open_port
+from taaslib.lobby import Lobby, Patience
+from taaslib.loop import Handler, Loop, Timer
+from taaslib.names import Peer, host_port
+from taaslib.outcomes import Outcome
+from taaslib.pump import Pools, can_splice
+from taaslib.redirector import Redirector
+from taaslib.registrar import Registrar
+from taaslib.rendezvous import Seats
+from taaslib.store import Store, StoreError
+
+try:
+    import pwd
+    import resource
+except ImportError:  # not on Windows
+    pwd = resource = None  # type: ignore[assignment]
+
+_STORE_POLL_SECONDS = 1.0  # a change by taas_admin.py is followed within 2 s
+_BUSY_MS = 50  # what cannot be had from the database in that time is a 503
+
+
+class CannotStart(Exception):
+    """The service can't begin; the message is one line that says what to mend."""
+
+
+class Service:
+    """Listens from construction on.  Raises ConfigError, CannotStart."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self._stopping = False
+        self._store_broken = False
+        raise_descriptor_limit()
+        self.journal = _open_journal(config)
+        self.loop = Loop(self._on_fault, clock)
+        context = tls_context(config)
+        self._listeners: list[Listener] = []
+        with self._closing_on_failure():
+            for address in config.address:
+                self._listen(address)
+            _drop_privileges(config, self.journal)
+            self.store = _open_store(config)
+            self._build(config, context, wall_clock)
+
+    def _build(self, config: Config, context: ssl.SSLContext, wall_clock: Callable[[], float]) -> None:
+        limits = config.limits
+        retry_after = math.ceil(limits.retry_after)
+        self._pools = Pools(config.pump)
+        self.lobby = Lobby(
+            self.loop,
+            self._pools,
+            self.journal,
+            wall_clock,
+            Seats(
+                limits.responders_per_id, limits.responders_per_label, limits.parked_per_label, limits.refill
+            ),
+            Patience(
+                limits.early_bytes,
+                limits.first_bytes,
+                limits.parked,
+                limits.keepalive_idle,
+                limits.keepalive_interval,
+                limits.keepalive_probes,
+                limits.user_timeout,
+                limits.dead_after,
+                limits.idle,
+                limits.pairings,
+            ),
+            on_served=lambda label: self.leases.serve(label),
+        )
+        self.leases = Leases(
+            self.loop,
+            self.store,
+            self.lobby,
+            self.journal,
+            wall_clock,
+            self._on_exhausted,
+            Terms(
+                config.address,
+                config.ports,
+                config.claim,
+                limits.unclaimed,
+                limits.unclaimed_per_id,
+                limits.responders_per_label,
+                limits.q_linger,
+            ),
+        )
+        registrar = Registrar(
+            self.store,
+            self.leases,
+            self.lobby,
+            wall_clock,
+            self._advertise,
+            config.claim,
+            limits.reuse,
+            retry_after,
+        )
+        redirector = Redirector(
+            self.lobby.served,
+            self.leases.port_q,
+            self._advertise,
+            config.servers,
+            config.location,
+            retry_after,
+        )
+        self.door = FrontDoor(
+            self.loop,
+            context,
+            self.journal,
+            wall_clock,
+            registrar.answer,
+            redirector.answer,
+            config.registrar,
+            config.servers,
+            Manners(
+                limits.head,
+                limits.handshake,
+                limits.request,
+                limits.linger,
+                limits.linger_bytes,
+                limits.retry_after,
+            ),
+        )
+        self._note_start()
+        self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
+
+    @property
+    def port(self) -> int:
+        """The front door's port; with port 0 in the Config, the one that the kernel chose."""
+        return self._listeners[0].port
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        with self._signals():
+            while not self._stopping:
+                self.loop.turn()
+        self.close()
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def close(self) -> None:
+        """Close every port and connection, in order."""
+        for listener in self._listeners:
+            listener.close()
+        self.door.close()
+        self.leases.close()
+        self.lobby.close()
+        self._pools.close()
+        self.store.close()
+        self.loop.close()
+        self.journal.note(Outcome.STOPPED)
+        self.journal.close()
+
+    def reload_certificate(self) -> None:
+        """Take over a renewed certificate; keep the old one if the new can't be used."""
+        try:
+            self.door.context = tls_context(self.config)
+        except ConfigError as error:
+            self.journal.note(Outcome.WARNING, cause=error)
+        else:
+            self.journal.note(Outcome.FOLLOWED, what="certificate")
+
+    def _listen(self, address: str) -> None:
+        try:
+            sock = open_port(address, self._listeners[0].port if self._listeners else self.config.port)
+        except OSError as error:
+            where = host_port(address, self.config.port)
+            raise CannotStart(
+                f"{self.config.path}: [taas] address, port: can't listen on {where}: {error.strerror}"
+            ) from None
+        self._listeners.append(
+            Listener(self.loop, sock, lambda sock: self.door.welcome(sock), self._on_exhausted)
+        )
+
+    def _advertise(self, peer: Peer) -> str:
+        """The public address of the family that PEER came by, or the very one that it came to."""
+        return self.config.public_address(6 if ":" in peer.local else 4) or peer.local
+
+    def _follow_store(self) -> None:
+        self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
+        try:
+            if self.store.changed() or self._store_broken:
+                self.leases.follow_store()
+                self.lobby.revoke(self.leases.holds)
+                self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
+                self._store_broken = False
+        except StoreError as error:
+            if not self._store_broken:
+                self.journal.note(Outcome.STORE_BROKEN, cause=error)
+            self._store_broken = True
+
+    def _on_fault(self, owner: Handler | Timer) -> None:
+        self.journal.note(Outcome.FAULT, owner=repr(owner), traceback=traceback.format_exc())
+        if not isinstance(owner, Timer):
+            owner.abort()
+
+    def _on_exhausted(self, error: OSError) -> None:
+        self.journal.note(Outcome.OUT_OF_DESCRIPTORS, cause=error.strerror)
+
+    def _note_start(self) -> None:
+        try:
+            credentials = self.store.count()
+        except StoreError as error:
+            raise CannotStart(f"{self.config.path}: [taas] database: {error}") from None
+        listens = ",".join(host_port(address, self.port) for address in self.config.address)
+        pump = "splice" if self._pools.splices else "ring"
+        self.journal.note(
+            Outcome.STARTED, version=__version__, listens=listens, credentials=credentials, pump=pump
+        )
+        if not credentials:
+            self.journal.note(Outcome.WARNING, cause="no credential yet: python taas_admin.py add LABEL")
+        if not self.config.user and hasattr(os, "geteuid") and os.geteuid() == 0:
+            cause = "running as root: name a user in [taas] user, and the service drops to it"
+            self.journal.note(Outcome.WARNING, cause=cause)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the loop's turns, SIGHUP reloads the certificate."""
+        wake = _Wake(self.loop)
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = self.reload_certificate
+        old = {
+            number: signal.signal(number, lambda *_, call=call: call()) for number, call in handlers.items()
+        }
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            wake.close()
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            for listener in self._listeners:
+                listener.close()
+            self.loop.close()
+            self.journal.close()
+            raise
+
+
+class _Wake:
+    """Ends the loop's sleep when a signal comes: the interpreter writes its number into a socket."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._old = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        loop.watch(self._reader.fileno(), self, read=True, write=False)
+
+    def on_readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(512)
+
+    def on_writable(self) -> None: ...
+    def on_finished(self) -> None: ...
+    def on_failed(self) -> None: ...
+    def abort(self) -> None: ...
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._old)
+        self._loop.forget(self._reader.fileno())
+        self._reader.close()
+        self._writer.close()
+
+
+def check(config: Config) -> None:
+    """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
+    tls_context(config)
+    if config.user:
+        _uid_gid(config)
+    if config.pump == "splice" and not can_splice:
+        raise ConfigError(
+            f"{config.path}: [taas] pump: this system or Python has no splice; use auto or ring"
+        )
+    if not config.database.parent.is_dir():
+        raise ConfigError(f"{config.path}: [taas] database: no folder {config.database.parent}")
+    if config.database.exists():
+        _open_store(config).close()
+    if config.log.file and not os.access(config.log.file.parent, os.W_OK):
+        raise ConfigError(f"{config.path}: [log] file: can't write in {config.log.file.parent}")
+
+
+def tls_context(config: Config) -> ssl.SSLContext:
+    """The front door's TLS: 1.2 and up, the operator's certificate, ALPN http/1.1.  Raises ConfigError."""
+    for key, file in (("certificate", config.certificate), ("key", config.key)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            hint = "; python make_cert.py makes one" if isinstance(error, FileNotFoundError) else ""
+            raise ConfigError(f"{config.path}: [taas] {key}: {file}: {error.strerror}{hint}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.num_tickets = 0  # nobody resumes within one request; two tickets cost 15% of a handshake
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.certificate, config.key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        why = "the key does not belong to the certificate" if "MISMATCH" in str(error) else str(error)
+        where = f"{config.certificate}, {config.key}"
+        raise ConfigError(f"{config.path}: [taas] certificate, key: {where}: {why}") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; the service has nobody to ask for its password")
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: a live pair needs two, and more while it stalls."""
+    if resource:
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _open_journal(config: Config) -> Journal:
+    log = config.log
+    try:
+        journal = Journal(log.file, log.format, log.level)
+        if log.file and config.user and os.geteuid() == 0:
+            os.chown(log.file, *_uid_gid(config))
+    except OSError as error:
+        raise CannotStart(f"{config.path}: [log] file: {log.file}: {error.strerror}") from None
+    return journal
+
+
+def _open_store(config: Config) -> Store:
+    try:
+        return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL")
+    except StoreError as error:
+        raise CannotStart(f"{config.path}: [taas] database: {error}") from None
+
+
+def _uid_gid(config: Config) -> tuple[int, int]:
+    try:
+        entry = pwd.getpwnam(config.user)
+    except (KeyError, AttributeError):
+        raise ConfigError(f"{config.path}: [taas] user: there is no user {config.user!r}") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _drop_privileges(config: Config, journal: Journal) -> None:
+    """Become `user` for good; say what it will miss.  Raises ConfigError, CannotStart."""
+    if not config.user:
+        return
+    uid, gid = _uid_gid(config)
+    if os.geteuid() == uid:
+        return
+    if os.geteuid() != 0:
+        raise CannotStart(f"{config.path}: [taas] user: only root can become {config.user}")
+    os.initgroups(config.user, gid)
+    os.setgid(gid)
+    os.setuid(uid)
+    if not os.access(config.key, os.R_OK):
+        cause = f"{config.user} can't read {config.key}: a renewed certificate will need a restart"
+        journal.note(Outcome.WARNING, cause=cause)
+    folder = config.database.parent
+    if not os.access(folder, os.W_OK) or (
+        config.database.exists() and not os.access(config.database, os.W_OK)
+    ):
+        raise CannotStart(
+            f"{config.path}: [taas] database: {config.user} can't write {config.database}; it needs a folder"
+            f" of its own, as in: install -d -o {config.user} /var/lib/taas"
+        )

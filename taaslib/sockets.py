@@ -1,0 +1,90 @@
+"""What is asked of the kernel about one TCP socket: keep-alive, time-outs, delivery, and how it failed.
+
+Knows nothing of TAAS.  Options that a system lacks are left out: each of them only makes us notice sooner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+
+from taaslib.names import Peer, plain_address
+
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
+_TCP_INFO_SIZE = 104
+_UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Both ends of SOCK, as canonical text.  Raises OSError when the peer has already gone."""
+    address, port = sock.getpeername()[:2]
+    return Peer(plain_address(address), port, plain_address(sock.getsockname()[0]))
+
+
+def keep_alive(sock: socket.socket, idle: float, interval: float, probes: int) -> None:
+    """Probe a silent peer after IDLE seconds, PROBES times, INTERVAL seconds apart."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, round(value)))
+
+
+def no_delay(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def user_timeout(sock: socket.socket, seconds: float) -> None:
+    """End the connection when something stays unacknowledged for SECONDS; 0 leaves it to the kernel.
+
+    Only for one that waits: it also ends a peer whose window is zero, a paused video and not a dead one.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def unanswered(sock: socket.socket) -> float | None:
+    """Seconds since the peer's last ACK while something waits for one; None when nothing does.
+
+    A zero window is no reason: its owner acknowledges our probes, and nothing is unacknowledged.  After an
+    idle hour the last ACK is an hour old, so that one look alone proves nothing.
+    """
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        unacked, last_ack = (struct.unpack_from("=I", info, at)[0] for at in (_UNACKED, _LAST_ACK_RECEIVED))
+    except (OSError, struct.error):
+        return None
+    return last_ack / 1000 if unacked else None
+
+
+def unsent(sock: socket.socket) -> int:
+    """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""
+    try:
+        import fcntl  # not on Windows
+
+        return int(struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, b"\0\0\0\0"))[0])
+    except (ImportError, OSError):
+        return 0
+
+
+def failure(sock: socket.socket) -> int:
+    """The errno that waits on SOCK (0: none)."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    except OSError as error:
+        return error.errno or 0
+
+
+def timed_out(code: int | None) -> bool:
+    """Whether errno CODE says that the path is dead, not that the peer reset the connection."""
+    return code in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a RST: what is unread or unsent is given up, and the peer learns that it is."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

@@ -1,0 +1,457 @@
+"""Credentials, labels, grants, spent TOTP steps and sticky ports in one sqlite3 file.
+
+Knows neither HTTP nor what a code is: it keeps facts and answers at once, or raises StoreError.
+
+The file is in WAL mode, so that the service reads while taas_admin.py writes; the `-wal` and `-shm` files
+beside it belong to it.  A commit of another process shows in PRAGMA data_version, a file put in the place
+of ours only in its inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KEPT_STEPS = 10  # spent steps that stay behind an ID's newest: more than any drift, few enough to forget
+_RETRY_SECONDS = 0.005
+
+# Each tuple takes the schema one version further, in one transaction; PRAGMA user_version counts them.
+# Never change one that was released: append.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE credentials (
+            id TEXT PRIMARY KEY NOT NULL,
+            secret TEXT NOT NULL,
+            digits INTEGER NOT NULL CHECK (digits IN (6, 7, 8)),
+            period INTEGER NOT NULL CHECK (period > 0),
+            algorithm TEXT NOT NULL CHECK (algorithm IN ('SHA1', 'SHA256', 'SHA512')),
+            enabled INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+            generation INTEGER NOT NULL,
+            created INTEGER NOT NULL)""",
+        """CREATE TABLE labels (
+            label TEXT PRIMARY KEY NOT NULL,
+            fixed_port INTEGER UNIQUE CHECK (fixed_port BETWEEN 1 AND 65535))""",
+        """CREATE TABLE grants (
+            id TEXT NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
+            label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE,
+            PRIMARY KEY (id, label))""",  # in the order of granting: the first label names the agent file
+        "CREATE INDEX grants_by_label ON grants (label)",
+        """CREATE TABLE spent_steps (
+            id TEXT NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
+            step INTEGER NOT NULL,
+            address TEXT NOT NULL,
+            PRIMARY KEY (id, step)) WITHOUT ROWID""",
+        # No reference to labels: a label that was removed and comes back finds its old port.
+        """CREATE TABLE sticky_ports (
+            label TEXT PRIMARY KEY NOT NULL,
+            port INTEGER NOT NULL UNIQUE CHECK (port BETWEEN 1 AND 65535),
+            used INTEGER NOT NULL)""",
+    ),
+)
+
+
+class StoreError(Exception):
+    """The database is busy, broken or missing; the message says which."""
+
+
+class Refused(Exception):
+    """The operator asked for something that can't be; the message says why.  Nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a hidden server's code is checked with.
+
+    `generation` is another number whenever the secret is: what was allowed by an old one ends.
+    """
+
+    id: str
+    secret: str = field(repr=False)
+    digits: int = 6
+    period: int = 30
+    algorithm: str = "SHA1"
+    enabled: bool = True
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A credential as the operator sees it: with its labels and when it was made (seconds since 1970)."""
+
+    credential: Credential
+    labels: tuple[str, ...]
+    created: int
+
+
+class Spent(enum.Enum):
+    """What became of an attempt to spend a step."""
+
+    FRESH = "fresh"  # nobody had: it is now this address's
+    AGAIN = "again"  # this address had
+    ELSEWHERE = "elsewhere"  # another address had
+    STALE = "stale"  # this address has spent a newer one
+
+
+class Store:
+    """The file at PATH, created and brought to the newest schema where needed.
+
+    Root names an OWNER (uid, gid) to leave the files to: the user that the service runs as.
+    """
+
+    def __init__(
+        self, path: Path, *, busy_ms: int, synchronous: str, owner: tuple[int, int] | None = None
+    ) -> None:
+        self._path = path
+        self._owner = owner
+        self._busy_seconds = busy_ms / 1000
+        self._synchronous = synchronous
+        self._db: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._version: int | None = None  # PRAGMA data_version when last looked at; None: reopened since
+        with self._errors():
+            _create(path)
+            self._version = _number(self._open(), "data_version")
+            if owner:
+                for file in _files(path):
+                    os.chown(file, *owner, follow_symlinks=False)
+
+    def close(self) -> None:
+        self._drop()
+        if self._owner:
+            _keep_beside(self._path, *self._owner)
+
+    # The service's questions.
+
+    def credential(self, id: str) -> Credential | None:
+        with self._reading() as db:
+            row = db.execute(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", (id,)).fetchone()
+        return _credential(row) if row else None
+
+    def granted(self, id: str, label: str) -> bool:
+        with self._reading() as db:
+            found = db.execute("SELECT 1 FROM grants WHERE id = ? AND label = ?", (id, label)).fetchone()
+        return found is not None
+
+    def rights(self, id: str, label: str) -> int | None:
+        """The generation of the credential, while it is enabled and LABEL granted to it."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT generation FROM credentials JOIN grants USING (id)"
+                " WHERE id = ? AND label = ? AND enabled",
+                (id, label),
+            ).fetchone()
+        return int(row[0]) if row else None
+
+    def spend_step(self, id: str, step: int, address: str, horizon: int) -> Spent:
+        """Spend STEP of ID for ADDRESS (what counts as one peer, or "*" for everybody).
+
+        Steps beyond HORIZON were spent while our clock was wrong: they make nothing stale.
+        """
+        with self._reading() as db:
+            newer = db.execute(
+                "SELECT 1 FROM spent_steps WHERE id = ? AND address = ? AND step > ? AND step <= ? LIMIT 1",
+                (id, address, step, horizon),
+            ).fetchone()
+            spender = _spender(db, id, step)
+        if spender is None and not newer:
+            with self._writing() as db:
+                spender = _spender(db, id, step)  # again: this time nobody else can write
+                if spender is None:
+                    db.execute("INSERT INTO spent_steps VALUES (?, ?, ?)", (id, step, address))
+                    db.execute("DELETE FROM spent_steps WHERE id = ? AND step < ?", (id, step - KEPT_STEPS))
+                    return Spent.FRESH
+        if spender is not None and spender != address:
+            return Spent.ELSEWHERE
+        return Spent.STALE if newer else Spent.AGAIN
+
+    def count(self) -> int:
+        """How many credentials are enabled."""
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM credentials WHERE enabled").fetchone()[0])
+
+    def label_port(self, label: str) -> tuple[int | None, int | None]:
+        """The port that the operator fixed for LABEL, and the one that it had last."""
+        with self._reading() as db:
+            fixed = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
+            sticky = db.execute("SELECT port FROM sticky_ports WHERE label = ?", (label,)).fetchone()
+        return (fixed[0] if fixed else None, sticky[0] if sticky else None)
+
+    def keep_port(self, label: str, port: int, now: int) -> None:
+        """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
+        with self._writing() as db:
+            db.execute("DELETE FROM sticky_ports WHERE port = ? AND label <> ?", (port, label))
+            db.execute(
+                "INSERT INTO sticky_ports VALUES (?, ?, ?)"
+                " ON CONFLICT (label) DO UPDATE SET port = excluded.port, used = excluded.used",
+                (label, port, now),
+            )
+
+    def taken_ports(self) -> tuple[frozenset[int], tuple[int, ...]]:
+        """All fixed ports; all sticky ports, least recently used first."""
+        with self._reading() as db:
+            fixed = db.execute("SELECT fixed_port FROM labels WHERE fixed_port IS NOT NULL").fetchall()
+            sticky = db.execute("SELECT port FROM sticky_ports ORDER BY used, port").fetchall()
+        return frozenset(port for (port,) in fixed), tuple(port for (port,) in sticky)
+
+    def changed(self) -> bool:
+        """Whether others have committed, or the file is another one, since this was last asked."""
+        with self._errors():
+            self._leave_if_replaced()
+            db = self._db or self._open()
+            version, self._version = self._version, _number(db, "data_version")
+        return version != self._version
+
+    # The operator's changes: each is one transaction.
+
+    def add(self, credential: Credential, labels: Sequence[str], port: int | None, created: int) -> None:
+        """Keep a new credential with its LABELS; PORT, if any, becomes their fixed port (so: one label)."""
+        c = credential
+        with self._writing() as db:
+            if _exists(db, c.id):
+                raise Refused(f"ID {c.id} exists already")
+            values = (c.id, c.secret, c.digits, c.period, c.algorithm, c.enabled, c.generation, created)
+            marks = ", ".join("?" * len(values))
+            db.execute(f"INSERT INTO credentials ({_CREDENTIAL}, created) VALUES ({marks})", values)
+            _grant(db, c.id, labels)
+            if port is not None:
+                for label in labels:
+                    _fix_port(db, label, port)
+
+    def grant(self, id: str, labels: Sequence[str]) -> None:
+        """Let ID use LABELS as well; those that it has already stay."""
+        with self._writing() as db:
+            _require(db, id)
+            _grant(db, id, labels)
+
+    def revoke(self, id: str, labels: Sequence[str]) -> None:
+        with self._writing() as db:
+            _require(db, id)
+            for label in labels:
+                if not db.execute("DELETE FROM grants WHERE id = ? AND label = ?", (id, label)).rowcount:
+                    raise Refused(f"label {label} is not granted to ID {id}")
+            _forget_ungranted(db)
+
+    def remove(self, id: str) -> None:
+        with self._writing() as db:
+            _require(db, id)
+            db.execute("DELETE FROM credentials WHERE id = ?", (id,))
+            _forget_ungranted(db)
+
+    def rotate(self, id: str, secret: str) -> None:
+        """Give ID another secret.  The steps that were spent with the old one are free again."""
+        with self._writing() as db:
+            _require(db, id)
+            db.execute(
+                "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?", (secret, id)
+            )
+            db.execute("DELETE FROM spent_steps WHERE id = ?", (id,))
+
+    def set_enabled(self, id: str, enabled: bool) -> None:
+        with self._writing() as db:
+            _require(db, id)
+            db.execute("UPDATE credentials SET enabled = ? WHERE id = ?", (enabled, id))
+
+    def entries(self) -> list[Entry]:
+        """All credentials, oldest first."""
+        with self._reading() as db:
+            db.execute("BEGIN")  # both SELECTs see the same moment
+            query = f"SELECT {_CREDENTIAL}, created FROM credentials ORDER BY created, rowid"
+            rows = db.execute(query).fetchall()
+            grants = db.execute("SELECT id, label FROM grants ORDER BY rowid").fetchall()
+            db.execute("COMMIT")
+        labels: dict[str, list[str]] = {}
+        for id, label in grants:
+            labels.setdefault(id, []).append(label)
+        return [Entry(_credential(row[:-1]), tuple(labels.get(row[0], ())), row[-1]) for row in rows]
+
+    def find(self, id_or_label: str) -> list[Entry]:
+        """The credential with this ID, or else those that hold this label."""
+        entries = self.entries()
+        by_id = [entry for entry in entries if entry.credential.id == id_or_label]
+        return by_id or [entry for entry in entries if id_or_label in entry.labels]
+
+    # The connection.
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Let nothing of sqlite3's leave; drop a connection that can't be trusted any more."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+            if not busy:
+                self._drop()
+            what = "busy" if busy else "missing" if isinstance(error, FileNotFoundError) else "unusable"
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            raise StoreError(f"database {self._path} is {what}: {cause}") from error
+        except StoreError:
+            self._drop()
+            raise
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            db = self._db or self._open()
+            try:
+                yield db
+            finally:
+                _roll_back(db)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+
+    def _drop(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    def _open(self) -> sqlite3.Connection:
+        self._version = None
+        self._inode = _inode(self._path)  # before: if it is replaced meanwhile, changed() will see it
+        db = sqlite3.connect(
+            self._path.absolute().as_uri() + "?mode=rw",  # never creates: a missing file is an error
+            uri=True,
+            timeout=self._busy_seconds,
+            isolation_level=None,
+        )
+        try:
+            _use_wal(db, time.monotonic() + self._busy_seconds)
+            db.execute(f"PRAGMA synchronous = {self._synchronous}")
+            db.execute("PRAGMA foreign_keys = ON")
+            _migrate(db, self._path)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        return db
+
+    def _leave_if_replaced(self) -> None:
+        if self._db is None:
+            return
+        with contextlib.suppress(FileNotFoundError):  # moved away; another may come in its place
+            if self._inode == _inode(self._path):
+                return
+        # What stands in the -wal goes home with the old file: sqlite would replay it into the new one.
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._drop()
+
+
+_CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
+
+
+def _credential(row: tuple[str, str, int, int, str, int, int]) -> Credential:
+    id, secret, digits, period, algorithm, enabled, generation = row
+    return Credential(id, secret, digits, period, algorithm, bool(enabled), generation)
+
+
+def _spender(db: sqlite3.Connection, id: str, step: int) -> str | None:
+    row = db.execute("SELECT address FROM spent_steps WHERE id = ? AND step = ?", (id, step)).fetchone()
+    return str(row[0]) if row else None
+
+
+def _exists(db: sqlite3.Connection, id: str) -> bool:
+    return db.execute("SELECT 1 FROM credentials WHERE id = ?", (id,)).fetchone() is not None
+
+
+def _require(db: sqlite3.Connection, id: str) -> None:
+    if not _exists(db, id):
+        raise Refused(f"there is no ID {id}")
+
+
+def _grant(db: sqlite3.Connection, id: str, labels: Sequence[str]) -> None:
+    for label in labels:
+        db.execute("INSERT INTO labels (label) VALUES (?) ON CONFLICT DO NOTHING", (label,))
+        db.execute("INSERT INTO grants VALUES (?, ?) ON CONFLICT DO NOTHING", (id, label))
+
+
+def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:
+    owner = db.execute("SELECT label FROM labels WHERE fixed_port = ?", (port,)).fetchone()
+    if owner and owner[0] != label:
+        raise Refused(f"port {port} is the fixed port of label {owner[0]}")
+    db.execute("UPDATE labels SET fixed_port = ? WHERE label = ?", (port, label))
+    db.execute("DELETE FROM sticky_ports WHERE port = ? AND label <> ?", (port, label))
+
+
+def _forget_ungranted(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM labels WHERE label NOT IN (SELECT label FROM grants)")
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        with contextlib.suppress(sqlite3.Error):  # what went wrong before says more
+            db.execute("ROLLBACK")
+
+
+def _create(path: Path) -> None:
+    # Ours alone before sqlite puts a secret into it; its -wal and -shm take mode and owner over.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _files(path: Path) -> tuple[Path, Path, Path]:
+    return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def _keep_beside(path: Path, uid: int, gid: int) -> None:
+    """Put empty -wal and -shm files back, which the last one to close the database has removed.
+
+    A folder that is root's, as the one with our code should be, does not let the service make its own.
+    """
+    with contextlib.suppress(OSError):  # they are there; or we are that service ourselves
+        for file in _files(path)[1:]:
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.fchown(descriptor, uid, gid)
+            os.close(descriptor)
+
+
+def _use_wal(db: sqlite3.Connection, deadline: float) -> None:
+    # The switch asks for an exclusive lock without sqlite's own patience, and two commands may make it.
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_RETRY_SECONDS)
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    if _number(db, "user_version") == len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = _number(db, "user_version")  # again: another process may have been faster
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"database {path} has schema version {version}, newer than the {len(MIGRATIONS)}"
+                " that this version of TAAS knows: use a newer TAAS"
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            for statement in statements:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    finally:
+        _roll_back(db)
+
+
+def _number(db: sqlite3.Connection, pragma: str) -> int:
+    return int(db.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,152 @@
+"""Bytes to and from a non-blocking socket, in plain or through TLS, behind the same verbs.
+
+Knows nothing of the loop or of HTTP.  A want of OpenSSL or of the kernel never leaves this file: "not now"
+is None (to receive) or a count (to send); "no more" is b"".
+
+TLS runs over two memory BIOs, so that the socket stays ours: everything that has arrived is fed to
+OpenSSL, and everything decrypted is taken out, because bytes left inside OpenSSL are never announced by
+epoll.  Closing is `finish` (close_notify and FIN), then `drop` until the peer is done: raw bytes, never
+through TLS.  A client that goes on sending would make OpenSSL fail for good, and closing a socket with unread
+bytes turns the answer on its way into a reset (RFC 9112 9.6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from typing import Protocol
+
+_CHUNK = 16 * 1024  # one TLS record's worth (RFC 8446 5.1)
+_MAX_UNREAD = 256 * 1024  # octets; a handshake with a long certificate chain is a tenth of it
+
+
+class TlsFailed(Exception):
+    """The peer's TLS can't be gone on with; what OpenSSL wants to say of it stands to be flushed."""
+
+
+class Stream(Protocol):
+    def receive(self) -> bytes | None: ...
+    def send(self, data: bytes) -> None: ...
+    def flush(self) -> bool: ...
+    def finish(self) -> bool: ...
+    @property
+    def backlog(self) -> bool: ...
+    @property
+    def established(self) -> bool: ...
+
+
+class PlainStream:
+    established = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._unsent = b""
+
+    @property
+    def backlog(self) -> bool:
+        """Whether `flush` left something."""
+        return bool(self._unsent)
+
+    def receive(self) -> bytes | None:
+        """What has come; None when nothing has, b"" at the end.  Raises OSError."""
+        try:
+            return self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+
+    def send(self, data: bytes) -> None:
+        """Queue DATA; `flush` carries it to the kernel."""
+        self._unsent += data
+
+    def flush(self) -> bool:
+        """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
+        self._unsent = _send(self._sock, self._unsent)
+        return not self._unsent
+
+    def finish(self) -> bool:
+        """Say that no more will come, once all is sent; False while it is not.  Raises OSError."""
+        if not self.flush():
+            return False
+        self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+
+class TlsStream:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._unsent = b""
+        self._closing = False
+        self.established = False
+
+    @property
+    def backlog(self) -> bool:
+        """Whether `flush` left something."""
+        return bool(self._unsent)
+
+    def receive(self) -> bytes | None:
+        """Go on with the handshake, then decrypt; None for nothing yet, b"" at the end.
+
+        Raises TlsFailed when the peer's TLS is at fault, OSError from the socket.
+        """
+        try:
+            raw = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+        if raw:
+            self._incoming.write(raw)
+        else:
+            self._incoming.write_eof()
+        data = b""
+        try:
+            if not self.established:
+                self._tls.do_handshake()
+                self.established = True
+            while chunk := self._tls.read(_CHUNK):
+                data += chunk
+        except ssl.SSLWantReadError:
+            # A peer may make OpenSSL answer without end (KeyUpdate) and never read the answers.
+            if self._outgoing.pending > _MAX_UNREAD:
+                raise TlsFailed("the peer does not read") from None
+            return data or None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return data
+        except ssl.SSLError as error:
+            if data:  # what came before the fault still counts; the fault shows at the next reading
+                return data
+            raise TlsFailed(error.reason or "malformed TLS") from None
+        return data  # close_notify; what came before it still counts
+
+    def send(self, data: bytes) -> None:
+        """Encrypt and queue DATA; `flush` carries it to the kernel."""
+        self._tls.write(data)
+
+    def flush(self) -> bool:
+        """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
+        if self._outgoing.pending:
+            self._unsent += self._outgoing.read()
+        self._unsent = _send(self._sock, self._unsent)
+        return not self._unsent
+
+    def finish(self) -> bool:
+        """close_notify and FIN, once all is sent; False while it is not.  Raises OSError."""
+        if not self._closing:
+            self._closing = True
+            with contextlib.suppress(ssl.SSLError):  # SSLWantRead: ours is written, theirs not yet there
+                self._tls.unwrap()
+        if not self.flush():
+            return False
+        self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+
+def _send(sock: socket.socket, data: bytes) -> bytes:
+    """Send what the kernel takes of DATA and return the rest."""
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except BlockingIOError:
+            break
+    return data

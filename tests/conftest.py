@@ -1,0 +1,34 @@
+"""Fixtures: one certificate for all tests, and a House that is closed behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import House, make_certificate
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def build(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[..., House]]:
+    """Build a House with another configuration; it is closed when the test ends."""
+    houses: list[House] = []
+
+    def build(**changes: Any) -> House:
+        houses.append(House(tmp_path, certificate, **changes))
+        return houses[-1]
+
+    yield build
+    for house in houses:
+        house.close()
+
+
+@pytest.fixture
+def house(build: Callable[..., House]) -> House:
+    return build()
