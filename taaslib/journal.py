@@ -66,7 +66,10 @@ class Journal:
             line = " ".join(
                 [now, _name(level), outcome.value, *(f"{key}={_text(value)}" for key, value in known.items())]
             )
-        self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
+        try:
+            self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
+        except OSError:  # the file's folder is out of reach since privileges were dropped: no reason to stop
+            print(line, file=sys.stderr)
 
     def close(self) -> None:
         self._handler.close()

@@ -116,7 +116,7 @@ class Store:
         self._version: int | None = None  # PRAGMA data_version when last looked at; None: reopened since
         with self._errors():
             _create(path)
-            self._version = _number(self._open(), "data_version")
+            self._version = _number(self._open(new=True), "data_version")
             if owner:
                 for file in _files(path):
                     os.chown(file, *owner, follow_symlinks=False)
@@ -316,7 +316,7 @@ class Store:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, new: bool = False) -> sqlite3.Connection:
         self._version = None
         self._inode = _inode(self._path)  # before: if it is replaced meanwhile, changed() will see it
         db = sqlite3.connect(
@@ -326,6 +326,8 @@ class Store:
             isolation_level=None,
         )
         try:
+            if not new and _number(db, "user_version") == 0:  # somebody may be copying one to this place
+                raise StoreError(f"database {self._path} is empty")
             _use_wal(db, time.monotonic() + self._busy_seconds)
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute("PRAGMA foreign_keys = ON")

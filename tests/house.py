@@ -27,7 +27,12 @@ REGISTRAR = "registrar.taas.localhost"
 SERVERS = "taas.localhost"
 ID = "11111111-1111-4111-8111-111111111111"
 OTHER_ID = "22222222-2222-4222-8222-222222222222"
-SECRETS = {ID: "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP", OTHER_ID: "KRSXG5CTMVRXEZLUKRSXG5CTMVRXEZLU"}
+LAB_ID = "33333333-3333-4333-8333-333333333333"
+SECRETS = {
+    ID: "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP",
+    OTHER_ID: "KRSXG5CTMVRXEZLUKRSXG5CTMVRXEZLU",
+    LAB_ID: "MFRGGZDFMZTWQ2LKMFRGGZDFMZTWQ2LK",
+}
 PATIENCE_SECONDS = 20  # real ones, until a test gives up on an event
 
 
@@ -126,7 +131,8 @@ class TlsWire(Wire):
         return self
 
     def step(self) -> None:
-        if self.sock.fileno() < 0:
+        if self.sock.fileno() < 0 or self.ended:
+            super().step()
             return
         seen = len(self.received)
         super().step()
@@ -145,7 +151,7 @@ class TlsWire(Wire):
             self.closed_in_order = True
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLEOFError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             pass
         finally:
             self.unsent += self.outgoing.read()
@@ -203,6 +209,7 @@ class House:
                 store.add(Credential(OTHER_ID, SECRETS[OTHER_ID]), ["home", "cam"], None, now)
         self.service = Service(self.config, self.clock, self.wall)
         self.wires: list[Wire] = []
+        self.closed = False
         self.trust = ssl.create_default_context(cafile=str(certificate[0]))
 
     @contextlib.contextmanager
@@ -210,6 +217,12 @@ class House:
         """The store as taas_admin.py opens it."""
         with contextlib.closing(Store(self.config.database, busy_ms=5000, synchronous="FULL")) as store:
             yield store
+
+    def add(self, label: str, id: str = LAB_ID, port: int | None = None) -> None:
+        """What `taas_admin.py add LABEL --port N` does; the service follows."""
+        with self.admin() as store:
+            store.add(Credential(id, SECRETS[id]), [label], port, int(self.wall.now))
+        self.pass_time(1)
 
     # Turning
 
@@ -282,10 +295,12 @@ class House:
 
     def responder(self, label: str = "home", id: str = ID, **options: Any) -> Wire:
         """A hidden server's connection that waits."""
-        port = self.put(label, id).port
-        waiting = self.waiting(label)
-        wire = self.wire(port, **options)
-        self.until(lambda: self.waiting(label) > waiting or self.events("paired", "displaced"), "waiting")
+        wire = self.wire(self.put(label, id).port, **options)
+
+        def known() -> bool:
+            return any(wire.name in event.values() for event in self.events("waits", "paired"))
+
+        self.until(known, "the responder's claim")
         return wire
 
     def q(self, label: str = "home") -> int:
@@ -320,10 +335,12 @@ class House:
             return sock.connect_ex((address, port)) == 0
 
     def close(self) -> None:
-        for wire in self.wires:
-            wire.close()
-        self.settle()
-        self.service.close()
+        if not self.closed:
+            self.closed = True
+            for wire in self.wires:
+                wire.close()
+            self.settle()
+            self.service.close()
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -1,0 +1,342 @@
+"""python taas.py taas.ini as a process: start, errors, signals, users, logs, a database that changes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from house import ID, REGISTRAR, SECRETS, SERVERS, House
+
+from taaslib.store import Credential, Store
+
+ROOT = Path(__file__).resolve().parent.parent
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Process:
+    """A running service and the folder it lives in."""
+
+    def __init__(self, folder: Path, certificate: tuple[Path, Path], extra: str = "", log: str = "") -> None:
+        self.folder, self.port = folder, free_port()
+        for file, name in zip(certificate, ("registrar.crt", "registrar.key"), strict=True):
+            shutil.copy(file, folder / name)
+        self.ini = folder / "taas.ini"
+        self.ini.write_text(
+            f"[taas]\npublic = 127.0.0.1\naddress = 127.0.0.1\nport = {self.port}\nregistrar = {REGISTRAR}\n"
+            f"servers = {SERVERS}\nports = 20400-20500\n{extra}\n[log]\nfile = server.log\n{log}\n"
+        )
+        self.popen: subprocess.Popen[str] | None = None
+
+    def start(self) -> Process:
+        self.popen = subprocess.Popen(
+            [sys.executable, str(ROOT / "taas.py"), str(self.ini)], stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError):
+                self.answer()
+                return self
+            assert self.popen.poll() is None and time.monotonic() < deadline, self.popen.stderr
+
+    def answer(self, host: str = f"home.{SERVERS}") -> int:
+        """The status of GET / for HOST."""
+        context = ssl.create_default_context(cafile=str(self.folder / "registrar.crt"))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), 10) as sock,
+            context.wrap_socket(sock, server_hostname=host) as tls,
+        ):
+            tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            return int(tls.recv(4096).split()[1])
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        assert self.popen
+        self.popen.send_signal(number)
+        _, errors = self.popen.communicate(timeout=20)
+        return self.popen.returncode, errors
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text()
+
+
+@pytest.fixture
+def process(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def make(extra: str = "", log: str = "") -> Process:
+        processes.append(Process(tmp_path, certificate, extra, log))
+        return processes[-1]
+
+    yield make
+    for process in processes:
+        if process.popen and process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.communicate()
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "taas.py"), *map(str, arguments)], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_service_in_order(process: Callable[..., Process], number: int) -> None:
+    running = process().start()
+    assert running.answer() == 503
+    assert running.stop(number) == (0, "")
+    assert "started" in running.log and "stopped" in running.log
+
+
+def test_the_start_says_ports_credentials_and_pump(process: Callable[..., Process]) -> None:
+    running = process("pump = ring").start()
+    running.stop()
+    line = next(line for line in running.log.splitlines() if " started " in line)
+    assert f"listens=127.0.0.1:{running.port} credentials=0 pump=ring" in line
+    assert "no credential yet" in running.log
+
+
+def test_json_lines_are_json(process: Callable[..., Process]) -> None:
+    running = process(log="format = json").start()
+    running.answer()
+    running.stop()
+    events = [json.loads(line)["event"] for line in running.log.splitlines()]
+    assert events[0] == "started" and "not-served" in events and events[-1] == "stopped"
+
+
+def test_the_level_silences_what_is_below_it(process: Callable[..., Process]) -> None:
+    running = process(log="level = error").start()
+    running.answer()
+    running.stop()
+    assert running.log == ""
+
+
+def test_logging_goes_on_after_logrotate_moved_the_file(process: Callable[..., Process]) -> None:
+    running = process().start()
+    (running.folder / "server.log").rename(running.folder / "server.log.1")
+    running.answer()
+    running.stop()
+    assert "not-served" in running.log and "started" not in running.log
+
+
+def test_without_a_file_the_log_is_standard_error(process: Callable[..., Process]) -> None:
+    running = process()
+    running.ini.write_text(running.ini.read_text().replace("file = server.log", ""))
+    running.start()
+    code, errors = running.stop()
+    assert code == 0 and "started" in errors
+
+
+def test_check_validates_and_opens_nothing(process: Callable[..., Process]) -> None:
+    ini = process().ini
+    assert run("--check", ini) == (0, f"{ini}: good\n", "")
+    assert not (ini.parent / "taas.db").exists()
+
+
+def test_version(process: Callable[..., Process]) -> None:
+    assert run("--version")[1].startswith("taas 0.")
+
+
+@pytest.mark.parametrize(
+    "old, new, where",
+    [
+        ("port = ", "port = x", "[taas] port"),
+        ("registrar = ", "registrar = -", "[taas] registrar"),
+        ("[log]", "[lag]", "[lag]"),
+        ("file =", "fill =", "[log] fill"),
+        ("ports = 20400-20500", "ports = 9-1", "[taas] ports"),
+        ("[log]", "certificate = nowhere.crt\n[log]", "[taas] certificate"),
+        ("[log]", "key = registrar.crt\n[log]", "[taas] certificate, key"),
+        ("[log]", "user = no-such-user\n[log]", "[taas] user"),
+        ("[log]", "database = nowhere/taas.db\n[log]", "[taas] database"),
+    ],
+)
+def test_a_bad_taas_ini_is_one_line_that_names_file_section_and_key(
+    process: Callable[..., Process], old: str, new: str, where: str
+) -> None:
+    ini = process().ini
+    ini.write_text(ini.read_text().replace(old, new, 1))
+    for arguments in ([ini], ["--check", ini]):
+        code, output, errors = run(*arguments)
+        assert (code, output) == (2, "")
+        assert errors.count("\n") == 1 and f"{ini}: {where}" in errors, errors
+
+
+def test_a_missing_taas_ini_is_one_line(tmp_path: Path) -> None:
+    code, _, errors = run(tmp_path / "taas.ini")
+    assert code == 2 and errors.count("\n") == 1 and "No such file" in errors
+
+
+def test_a_port_in_use_is_one_line(process: Callable[..., Process]) -> None:
+    made = process()
+    with socket.create_server(("127.0.0.1", made.port)):
+        code, _, errors = run(made.ini)
+    assert code == 1 and errors.count("\n") == 1 and f"127.0.0.1:{made.port}" in errors
+
+
+def test_an_encrypted_key_is_refused_and_not_asked_for(process: Callable[..., Process]) -> None:
+    made = process()
+    key = made.folder / "registrar.key"
+    subprocess.run(
+        ["openssl", "ec", "-in", key, "-aes128", "-passout", "pass:x", "-out", f"{key}.new"],
+        check=True,
+        capture_output=True,
+    )
+    (made.folder / "registrar.key.new").replace(key)
+    code, _, errors = run(made.ini)
+    assert code == 2 and "password" in errors
+
+
+def test_the_database_is_created_for_its_owner_alone(process: Callable[..., Process]) -> None:
+    running = process().start()
+    modes = {file.name: file.stat().st_mode & 0o777 for file in running.folder.glob("taas.db*")}
+    running.stop()
+    assert modes["taas.db"] == 0o600 and set(modes.values()) == {0o600}
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
+def test_started_as_root_it_drops_to_the_user_of_taas_ini(
+    process: Callable[..., Process], tmp_path: Path
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.owner() == "root" and parent.stat().st_mode & 0o777 == 0o700:
+            parent.chmod(0o711)
+    running = process("user = nobody\ndatabase = state/taas.db").start()
+    assert running.answer() == 503
+    assert running.popen
+    status = Path(f"/proc/{running.popen.pid}/status").read_text()
+    running.stop()
+    assert f"Uid:\t{nobody.pw_uid}\t{nobody.pw_uid}\t{nobody.pw_uid}" in status
+    assert f"Groups:\t{nobody.pw_gid}" in status
+    assert "can't read" in running.log  # the key is root's: said at the start, not at the first renewal
+    assert (folder / "taas.db").owner() == "nobody"
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
+def test_a_user_who_can_not_write_the_database_is_told_so(process: Callable[..., Process]) -> None:
+    made = process("user = nobody")
+    Store(made.folder / "taas.db", busy_ms=50, synchronous="FULL").close()
+    code, _, errors = run(made.ini)
+    assert code == 1 and "[taas] database" in errors and "nobody" in errors
+
+
+def test_it_raises_its_descriptor_limit(process: Callable[..., Process]) -> None:
+    running = process().start()
+    assert running.popen
+    limits = Path(f"/proc/{running.popen.pid}/limits").read_text()
+    running.stop()
+    line = next(line.split() for line in limits.splitlines() if line.startswith("Max open files"))
+    assert line[3] == line[4]
+
+
+def test_sighup_takes_a_renewed_certificate_and_keeps_the_old_one_when_it_is_bad(
+    process: Callable[..., Process],
+) -> None:
+    running = process().start()
+    assert running.popen
+    before = ssl.get_server_certificate(("127.0.0.1", running.port))
+    certificate = running.folder / "registrar.crt"
+    good = certificate.read_text()
+
+    def reload(text: str, event: str) -> None:
+        certificate.write_text(text)
+        seen = running.log.count(event)
+        assert running.popen
+        running.popen.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while running.log.count(event) == seen:
+            assert time.monotonic() < deadline, running.log
+
+    reload("rubbish", " warning ")
+    assert ssl.get_server_certificate(("127.0.0.1", running.port)) == before
+    certificate.write_text(good)
+    subprocess.run([sys.executable, ROOT / "make_cert.py", running.ini, "--renew"], check=True)
+    reload(certificate.read_text(), "what=certificate")
+    assert ssl.get_server_certificate(("127.0.0.1", running.port)) != before
+    running.stop()
+
+
+def test_a_service_killed_in_mid_flight_starts_again(process: Callable[..., Process]) -> None:
+    running = process().start()
+    assert running.popen
+    running.popen.kill()
+    running.popen.communicate()
+    assert running.start().answer() == 503
+
+
+# What taas_admin.py changes is followed without a restart: clocks moved by hand.
+
+
+def test_a_new_credential_works_at_once(house: House) -> None:
+    with house.admin() as store:
+        store.add(Credential("55555555-5555-4555-8555-555555555555", SECRETS[ID]), ["new"], None, 0)
+    SECRETS["55555555-5555-4555-8555-555555555555"] = SECRETS[ID]
+    assert house.put("new", "55555555-5555-4555-8555-555555555555").status == 200
+
+
+@pytest.mark.parametrize("change", ["disable", "revoke", "remove", "rotate"])
+def test_a_waiting_responder_whose_right_is_gone_is_closed_within_2_s(house: House, change: str) -> None:
+    responder = house.responder()
+    with house.admin() as store:
+        if change == "disable":
+            store.set_enabled(ID, False)
+        elif change == "revoke":
+            store.revoke(ID, ["home"])
+        elif change == "remove":
+            store.remove(ID)
+        else:
+            store.rotate(ID, "MFRGGZDFMZTWQ2LKMFRGGZDFMZTWQ2LK")
+    house.pass_time(2)
+    house.until(lambda: responder.gone)
+    assert house.events("revoked")
+
+
+def test_a_database_that_was_replaced_is_noticed(house: House) -> None:
+    copy = house.config.database.with_name("other.db")
+    with contextlib.closing(Store(copy, busy_ms=50, synchronous="FULL")) as store:
+        store.add(Credential(ID, SECRETS[ID]), ["moved"], None, 0)
+    copy.replace(house.config.database)
+    house.pass_time(2)
+    assert house.put("moved").status == 200
+
+
+def test_a_broken_database_is_503_and_heals(house: House) -> None:
+    good = house.config.database.read_bytes()
+    for file in house.config.database.parent.glob("taas.db*"):
+        if file.suffix == ".db":
+            broken = file.with_name("broken")
+            broken.write_bytes(b"this is no database" * 1000)
+            broken.replace(file)
+    house.pass_time(2)
+    assert house.events("store-broken")
+    assert house.put().status == 503
+    healed = house.config.database.with_name("healed")
+    healed.write_bytes(good)
+    healed.replace(house.config.database)
+    house.pass_time(2)
+    house.pass_time(2)
+    assert house.put().status in (200, 401)
