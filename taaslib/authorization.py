@@ -95,7 +95,9 @@ def matching_step(code: str, secret: Secret, now: float) -> int | None:
     All candidates are always computed and compared in constant time.  pyotp is asked for a given step
     alone: its `at`, `now` and `verify` go through local time, which is wrong one hour a year.
     """
-    totp = pyotp.TOTP(secret.base32, secret.digits, ALGORITHMS[secret.algorithm], interval=secret.period)
+    totp = pyotp.TOTP(
+        secret.base32, digits=secret.digits, digest=ALGORITHMS[secret.algorithm], interval=secret.period
+    )
     current = int(now) // secret.period
     found = None
     for step in range(max(0, current - DRIFT), current + DRIFT + 1):

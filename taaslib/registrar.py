@@ -78,6 +78,7 @@ class Registrar:
             claim = authorization.parse(value)
         except authorization.Malformed as error:
             return _no(Outcome.BAD_REQUEST, 400, f"{error}.")
+        claim = Claim(claim.id.lower(), claim.code)  # RFC 9562 4: a UUID may be written in either case
         right = self._right(claim, label, peer)
         if isinstance(right, Answer):
             return right

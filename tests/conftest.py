@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from house import House, make_certificate
+from process import Process
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,18 @@ def build(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[.
 @pytest.fixture
 def house(build: Callable[..., House]) -> House:
     return build()
+
+
+@pytest.fixture
+def process(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def make(extra: str = "", log: str = "") -> Process:
+        processes.append(Process(tmp_path, certificate, extra, log))
+        return processes[-1]
+
+    yield make
+    for process in processes:
+        if process.popen and process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.communicate()

@@ -240,7 +240,7 @@ def test_digits_period_and_algorithm_are_the_credential_s(house: House, algorith
     with house.admin() as store:
         store.add(Credential(id, secret, digits, 60, algorithm), ["lab"], None, 0)
     digest = getattr(hashlib, algorithm.lower())
-    code = pyotp.TOTP(secret, digits, digest, interval=60).generate_otp(int(house.wall.now) // 60)
+    code = pyotp.TOTP(secret, digits=digits, digest=digest, interval=60).generate_otp(int(house.wall.now) // 60)
     assert len(code) == digits
     assert house.put("lab", id, code).status == 200
 
@@ -313,3 +313,10 @@ def test_a_secret_or_a_code_never_reaches_the_log(house: House) -> None:
     assert house.events("registered") and house.events("wrong-code")
     for secret in (good, "987654", SECRETS[ID]):
         assert secret not in house.log
+
+
+def test_an_id_may_be_written_in_capitals(house: House) -> None:
+    id = "ABCDEF00-5555-4555-8555-ABCDEF000000"
+    with house.admin() as store:
+        store.add(Credential(id.lower(), SECRETS[ID]), ["big"], None, 0)
+    assert house.put("big", id, house.code()).status == 200

@@ -6,91 +6,22 @@ import contextlib
 import json
 import os
 import pwd
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from house import ID, REGISTRAR, SECRETS, SERVERS, House
+from house import ID, SECRETS, House
+from process import ROOT, Process
 
 from taaslib.store import Credential, Store
 
-ROOT = Path(__file__).resolve().parent.parent
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-class Process:
-    """A running service and the folder it lives in."""
-
-    def __init__(self, folder: Path, certificate: tuple[Path, Path], extra: str = "", log: str = "") -> None:
-        self.folder, self.port = folder, free_port()
-        for file, name in zip(certificate, ("registrar.crt", "registrar.key"), strict=True):
-            shutil.copy(file, folder / name)
-        self.ini = folder / "taas.ini"
-        self.ini.write_text(
-            f"[taas]\npublic = 127.0.0.1\naddress = 127.0.0.1\nport = {self.port}\nregistrar = {REGISTRAR}\n"
-            f"servers = {SERVERS}\nports = 20400-20500\n{extra}\n[log]\nfile = server.log\n{log}\n"
-        )
-        self.popen: subprocess.Popen[str] | None = None
-
-    def start(self) -> Process:
-        self.popen = subprocess.Popen(
-            [sys.executable, str(ROOT / "taas.py"), str(self.ini)], stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError):
-                self.answer()
-                return self
-            assert self.popen.poll() is None and time.monotonic() < deadline, self.popen.stderr
-
-    def answer(self, host: str = f"home.{SERVERS}") -> int:
-        """The status of GET / for HOST."""
-        context = ssl.create_default_context(cafile=str(self.folder / "registrar.crt"))
-        with (
-            socket.create_connection(("127.0.0.1", self.port), 10) as sock,
-            context.wrap_socket(sock, server_hostname=host) as tls,
-        ):
-            tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            return int(tls.recv(4096).split()[1])
-
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        assert self.popen
-        self.popen.send_signal(number)
-        _, errors = self.popen.communicate(timeout=20)
-        return self.popen.returncode, errors
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "server.log").read_text()
-
-
-@pytest.fixture
-def process(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[..., Process]]:
-    processes: list[Process] = []
-
-    def make(extra: str = "", log: str = "") -> Process:
-        processes.append(Process(tmp_path, certificate, extra, log))
-        return processes[-1]
-
-    yield make
-    for process in processes:
-        if process.popen and process.popen.poll() is None:
-            process.popen.kill()
-            process.popen.communicate()
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
