@@ -8,7 +8,7 @@ export PYTHON VENV
 PORT ?= 8443
 PYTEST ?=
 
-SOURCES = $(wildcard taas.py taas_admin.py taas_agent.py make_cert.py) taaslib tools
+SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools
 
 .PHONY: help run test check slow-test dist clean dev
 
@@ -22,7 +22,7 @@ help:
 run:
 	@sh tools/need.sh python3 python3-venv openssl curl
 	@sh tools/environment.sh run
-	@exec "$(VENV)/bin/python" tools/run_demo.py --port $(PORT)
+	@exec "$(VENV)/bin/python" tools/run_demo.py --port $(PORT) --end-with-parent
 
 dev:
 	@sh tools/need.sh python3 python3-venv

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import os
-import pwd
 import shutil
 import ssl
 import subprocess
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taaslib import config
+from taaslib.ownership import Owner, make_folder, owner_of_files
 
 DAYS = 3650
 LONGEST_COMMON_NAME = 64  # RFC 5280, upper bound of X.520's common name
@@ -39,8 +39,6 @@ keyUsage = critical,digitalSignature
 extendedKeyUsage = serverAuth
 subjectKeyIdentifier = hash
 """
-
-Owner = tuple[int, int]  # uid, gid
 
 
 class Refused(Exception):
@@ -105,33 +103,17 @@ def fingerprint(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest().hex(":").upper()
 
 
-def owner_of_files(settings: config.Config) -> Owner | None:
-    """The user that root leaves files to, if taas.ini names one.  Raises ConfigError."""
-    if not settings.user or os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam(settings.user)
-    except KeyError:
-        raise config.ConfigError(f"{settings.path}: [taas] user: no user {settings.user!r} here") from None
-    return entry.pw_uid, entry.pw_gid
-
-
-def make_folder(folder: Path, owner: Owner | None) -> None:
-    """Make FOLDER where it is missing, and only then leave it to OWNER: another one may hold our code."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        if owner:
-            os.chown(folder, *owner)
-
-
 def _plan(ini: Path | None) -> Plan:
     if ini is None:
         here = Path("registrar.crt"), Path("registrar.key")
         return Plan(*here, ("127.0.0.1",), ("localhost", "*.localhost"), None)
     c = config.load(ini)
     names = tuple(dict.fromkeys((c.registrar, c.servers, f"*.{c.servers}")))
-    return Plan(c.certificate, c.key, c.public, names, owner_of_files(c))
+    try:
+        owner = owner_of_files(c.user)
+    except LookupError as error:
+        raise config.ConfigError(f"{ini}: [taas] user: {error}") from None
+    return Plan(c.certificate, c.key, c.public, names, owner)
 
 
 def _openssl(plan: Plan, request: Path, key: Path, certificate: Path, renew: bool) -> None:

@@ -8,6 +8,7 @@ Read the files in this order; it is the journey of one connection.
       http1           bytes -> Request, Response -> bytes
       authorization   the TOTP header -> a Claim -> the time step that it proves
       rendezvous      who meets whom
+      limits          how much of everything
       config          the text of taas.ini -> Config
     plumbing: descriptors, time, disk
       loop            ready descriptors and due timers
@@ -16,6 +17,7 @@ Read the files in this order; it is the journey of one connection.
       sockets         what is asked of the kernel about a TCP socket
       pump            one direction of bytes: spliced, or through a ring
       store           credentials, spent codes, sticky ports in sqlite3
+      ownership       whose files they are
       journal         log lines
     the house: our words joined to the plumbing
       frontdoor       one HTTPS exchange

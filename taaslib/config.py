@@ -15,47 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taaslib.limits import KIB, MIB, Limits
 from taaslib.names import HOST_NAME, label_of
-
-KIB = 1024
-MIB = 1024 * KIB
 
 
 class ConfigError(Exception):
     """taas.ini can't be used; the message is one line that names the file, the section and the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Everything countable (int), timed (float, seconds) or sized (int, octets) that the service obeys.
-
-    The numbers are docs/protocol.md's unless a comment says otherwise.
-    """
-
-    head: int = field(default=16 * KIB, metadata={"unit": "size"})
-    handshake: float = field(default=10.0, metadata={"unit": "time"})
-    request: float = field(default=10.0, metadata={"unit": "time"})
-    linger: float = field(default=5.0, metadata={"unit": "time"})
-    linger_bytes: int = field(default=MIB, metadata={"unit": "size"})
-    reuse: int = field(default=1000, metadata={"unit": "count"})
-    unclaimed: float = field(default=30.0, metadata={"unit": "time"})
-    unclaimed_per_id: int = field(default=100, metadata={"unit": "count"})
-    responders_per_id: int = field(default=20, metadata={"unit": "count"})
-    responders_per_label: int = field(default=200, metadata={"unit": "count"})
-    early_bytes: int = field(default=16 * KIB, metadata={"unit": "size"})
-    first_bytes: float = field(default=1.0, metadata={"unit": "time"})
-    parked: float = field(default=10.0, metadata={"unit": "time"})
-    parked_per_label: int = field(default=32, metadata={"unit": "count"})
-    refill: float = field(default=30.0, metadata={"unit": "time"})
-    q_linger: float = field(default=600.0, metadata={"unit": "time"})
-    retry_after: float = field(default=5.0, metadata={"unit": "time"})
-    keepalive_idle: float = field(default=25.0, metadata={"unit": "time"})
-    keepalive_interval: float = field(default=5.0, metadata={"unit": "time"})
-    keepalive_probes: int = field(default=3, metadata={"unit": "count"})
-    user_timeout: float = field(default=40.0, metadata={"unit": "time"})
-    dead_after: float = field(default=60.0, metadata={"unit": "time"})
-    idle: float = field(default=0.0, metadata={"unit": "time", "zero": True})  # 0s: no idle limit
-    pairings: int = field(default=100, metadata={"unit": "count"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +93,7 @@ def parse(text: str, path: Path) -> Config:
         if key not in taas:
             raise ConfigError(f"{path}: [taas] {key}: missing; it is required")
     folder = path.parent
-    wildcards = tuple("0.0.0.0" if "." in public else "::" for public in taas["public"])
+    wildcards = tuple("0.0.0.0" if ipaddress.ip_address(a).version == 4 else "::" for a in taas["public"])
     return Config(
         path=path,
         public=taas["public"],
@@ -174,6 +139,8 @@ def _addresses(text: str) -> tuple[str, ...]:
     for part in (part.strip() for part in text.split(",")):
         try:
             addresses.append(str(ipaddress.ip_address(part)))
+            if "%" in part:
+                raise ValueError
         except ValueError:
             raise ValueError(f"{part!r} is not an IP address") from None
     if len(set(addresses)) < len(addresses):
@@ -192,7 +159,7 @@ def _public(text: str) -> tuple[str, ...]:
 
 def _name(text: str) -> str:
     name = text.lower().removesuffix(".")
-    if not HOST_NAME.fullmatch(name) or len(name) > 253:
+    if not text.isascii() or not HOST_NAME.fullmatch(name) or len(name) > 253:
         raise ValueError(f"{text!r} is not a DNS name")
     return name
 
@@ -228,10 +195,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 def _path(text: str) -> str:
     if not text:
         raise ValueError("no file named")
-    return text
+    return _text(text)
 
 
 def _text(text: str) -> str:
+    if "\n" in text or "\0" in text:
+        raise ValueError("the value runs over several lines")
     return text
 
 
@@ -267,6 +236,18 @@ def _size(text: str) -> int:
     return int(_with_unit(text, _SIZES, "a size like 512B, 16KiB or 1MiB", 1))
 
 
+def _limit(about: Mapping[str, Any]) -> Callable[[str], Any]:
+    read = {"time": _time, "size": _size, "count": _count}[about["unit"]]
+
+    def read_within(text: str) -> Any:
+        value = _time_or_off(text) if about.get("zero") else read(text)
+        if value > about.get("most", value):
+            raise ValueError(f"{text!r} is too large")
+        return value
+
+    return read_within
+
+
 _TAAS: dict[str, Callable[[str], Any]] = {
     "address": _addresses,
     "port": _port,
@@ -282,10 +263,8 @@ _TAAS: dict[str, Callable[[str], Any]] = {
     "pump": _one_of("auto", "splice", "ring"),
     "user": _text,
 }
-_UNITS: dict[str, Callable[[str], Any]] = {"time": _time, "size": _size, "count": _count}
 _LIMITS: dict[str, Callable[[str], Any]] = {
-    f.name.replace("_", "-"): _time_or_off if f.metadata.get("zero") else _UNITS[f.metadata["unit"]]
-    for f in dataclasses.fields(Limits)
+    f.name.replace("_", "-"): _limit(f.metadata) for f in dataclasses.fields(Limits)
 }
 _LOG: dict[str, Callable[[str], Any]] = {
     "file": _text,

@@ -7,35 +7,21 @@ as two functions.
 from __future__ import annotations
 
 import enum
-import math
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from taaslib import names, sockets
 from taaslib.http1 import BadRequest, Request, RequestParser, text
 from taaslib.journal import Journal
+from taaslib.limits import Limits
 from taaslib.loop import Loop
 from taaslib.names import Peer, To
 from taaslib.outcomes import Answer, Outcome
-from taaslib.store import StoreError
 from taaslib.stream import PlainStream, Stream, TlsFailed, TlsStream
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _CHUNK = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Manners:
-    """What an exchange may cost: seconds and octets of the [limits] section."""
-
-    head: int
-    handshake: float
-    request: float
-    linger: float
-    linger_bytes: int
-    retry_after: float
 
 
 class FrontDoor:
@@ -51,13 +37,13 @@ class FrontDoor:
         redirector: Callable[[Request, str, Peer], Answer],
         registrar_name: str,
         servers_name: str,
-        manners: Manners,
+        limits: Limits,
     ) -> None:
         self.loop = loop
         self.context = context
         self.journal = journal
         self.wall_clock = wall_clock
-        self.manners = manners
+        self.limits = limits
         self._registrar = registrar
         self._redirector = redirector
         self._names = registrar_name, servers_name
@@ -79,15 +65,10 @@ class FrontDoor:
             addressee = names.addressee(names.host_of(request.authority), *self._names)
         except ValueError as error:
             return bad_request(BadRequest(400, f"the request's host is {error}"))
-        try:
-            if addressee.to is To.REGISTRAR:
-                return self._registrar(request, peer)
-            if addressee.to is To.LABEL:
-                return self._redirector(request, addressee.label, peer)
-        except StoreError as error:
-            fields = ("Retry-After", str(math.ceil(self.manners.retry_after)))
-            response = text(503, "The service's database is busy; try again in a moment.", fields)
-            return Answer(Outcome.STORE_BUSY, response, cause=str(error))
+        if addressee.to is To.REGISTRAR:
+            return self._registrar(request, peer)
+        if addressee.to is To.LABEL:
+            return self._redirector(request, addressee.label, peer)
         return Answer(
             Outcome.MISDIRECTED, text(421, "This service does not serve the host that was asked for.")
         )
@@ -119,10 +100,10 @@ class Exchange:
     def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer) -> None:
         self._door, self._sock, self._peer = door, sock, peer
         self._stream: Stream = PlainStream(sock)
-        self._parser = RequestParser(door.manners.head)
+        self._parser = RequestParser(door.limits.head)
         self._dropped = 0  # octets
         self.state = State.QUIET
-        self._deadline = door.loop.call_later(door.manners.handshake, self._on_deadline)
+        self._deadline = door.loop.call_later(door.limits.handshake, self._on_deadline)
         self._update_interest()
 
     def __repr__(self) -> str:
@@ -192,7 +173,8 @@ class Exchange:
             return
         if self.state is State.HANDSHAKE and self._stream.established:
             self.state = State.REQUEST
-            self._set_deadline(self._door.manners.request)
+            sockets.quick_ack(self._sock)
+            self._set_deadline(self._door.limits.request)
         if data == b"":
             self._note(Outcome.GONE)
             self.close()
@@ -218,7 +200,7 @@ class Exchange:
 
     def _begin_answering(self) -> None:
         self.state = State.ANSWERING
-        self._set_deadline(self._door.manners.linger)
+        self._set_deadline(self._door.limits.linger)
         self._finish()
 
     def _finish(self) -> None:
@@ -231,7 +213,7 @@ class Exchange:
         except BlockingIOError:
             return
         self._dropped += len(data)
-        if not data or self._dropped > self._door.manners.linger_bytes:
+        if not data or self._dropped > self._door.limits.linger_bytes:
             self.close()
 
     def _on_deadline(self) -> None:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rb"(%s) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])" % _TOKEN)
-_FIELD_LINE = re.compile(rb"(%s):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*" % _TOKEN)
+_FIELD_LINE = re.compile(rb"(%s):([\t\x20-\x7e\x80-\xff]*)" % _TOKEN)
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _LONE_CR_OR_LF = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\0")
 _ONE_OPINION = {"host", "authorization", "content-length", "transfer-encoding"}
@@ -75,17 +75,20 @@ class RequestParser:
     def __init__(self, max_head: int = 16 * 1024) -> None:
         self._max_head = max_head  # octets, blank line included
         self._head = bytearray()
+        self._begun = False
 
     def feed(self, data: bytes) -> Request | None:
         """Take more bytes; None while the head is incomplete.  Raises BadRequest."""
         known = len(self._head)
         self._head += data
-        if self._head.startswith(b"\r\n"):  # RFC 9112 2.2: an empty line before the request is ignored
-            del self._head[:2]
-            known = 0
+        if not self._begun and len(self._head) >= 2:
+            self._begun = True
+            if self._head.startswith(b"\r\n"):  # RFC 9112 2.2: one empty line before the request is ignored
+                del self._head[:2]
+                known = 0
         end = self._head.find(b"\r\n\r\n", max(0, known - 3))
         head = bytes(self._head[: end + 2] if end >= 0 else self._head)
-        if bad := _LONE_CR_OR_LF.search(head, max(0, known - 1)):
+        if bad := _LONE_CR_OR_LF.search(head[: self._max_head], max(0, known - 1)):
             raise BadRequest(
                 400, "a NUL in the head" if bad[0] == b"\0" else "a line ended by a lone CR or LF"
             )
@@ -120,7 +123,7 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
         match = _FIELD_LINE.fullmatch(line)  # refuses a space before the colon and line folding too
         if not match:
             raise BadRequest(400, "malformed header field")
-        name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1")
+        name, value = match[1].decode("ascii").lower(), match[2].strip(b" \t").decode("latin-1")
         if name in fields and name in _ONE_OPINION:
             raise BadRequest(400, f"header field {name} given twice")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value

@@ -16,6 +16,7 @@ from functools import partial
 
 from taaslib import sockets
 from taaslib.journal import Journal
+from taaslib.limits import Limits
 from taaslib.listener import Listener, open_port
 from taaslib.lobby import Lobby, Right
 from taaslib.loop import Loop, Timer
@@ -32,19 +33,6 @@ class NoPort(Exception):
 
 class TooMany(Exception):
     """The ID holds, or the label awaits, as many as it may."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the operator allows: where to listen, on which ports, how many, how long (seconds)."""
-
-    addresses: tuple[str, ...]
-    ports: tuple[range, ...]
-    claim: str  # "address": only the address that registered may claim its p; "any"
-    unclaimed: float
-    unclaimed_per_id: int
-    per_label: int
-    q_linger: float
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +54,11 @@ class _Q:
 
 
 class Leases:
-    """All open ports but the front door's."""
+    """All open ports but the front door's.
+
+    p listens on those ADDRESSES that its registrant can reach, q on all.  CLAIM "address" lets a p be
+    claimed from the address that registered alone, "any" from everywhere.
+    """
 
     def __init__(
         self,
@@ -76,7 +68,10 @@ class Leases:
         journal: Journal,
         wall_clock: Callable[[], float],
         on_exhausted: Callable[[OSError], None],
-        terms: Terms,
+        limits: Limits,
+        addresses: tuple[str, ...],
+        ports: tuple[range, ...],
+        claim: str,
     ) -> None:
         self._loop = loop
         self._store = store
@@ -84,8 +79,10 @@ class Leases:
         self._journal = journal
         self._wall_clock = wall_clock
         self._on_exhausted = on_exhausted
-        self._terms = terms
-        self._range = {port: None for ports in terms.ports for port in ports}
+        self._limits = limits
+        self._addresses = addresses
+        self._claim_rule = claim
+        self._range = {port: None for each in ports for port in each}
         self._random = random.SystemRandom()
         self._ps: dict[int, _P] = {}
         self._ps_of_id: Counter[str] = Counter()
@@ -99,9 +96,12 @@ class Leases:
 
     def open_p(self, right: Right, peer: Peer) -> int:
         """Listen for RIGHT's holder, who registered as PEER.  Raises TooMany, NoPort."""
-        if self._ps_of_id[right.id] >= self._terms.unclaimed_per_id:
+        if self._ps_of_id[right.id] >= self._limits.unclaimed_per_id:
             raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
-        if self._ps_of_label[right.label] + self._lobby.waiting(right.label) >= self._terms.per_label:
+        if (
+            self._ps_of_label[right.label] + self._lobby.waiting(right.label)
+            >= self._limits.responders_per_label
+        ):
             raise TooMany(
                 "As many connections as a label may have wait already; try again when some were used"
             )
@@ -113,7 +113,7 @@ class Leases:
                 continue  # another program's, or another address family's
             listener = Listener(self._loop, sock, partial(self._claim, port), self._on_exhausted)
             timer = self._loop.call_later(
-                self._terms.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
+                self._limits.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
             )
             self._ps[port] = _P(port, right, network_of(peer.address), listener, timer)
             self._ps_of_id[right.id] += 1
@@ -128,7 +128,7 @@ class Leases:
         except OSError:  # it came and went
             sock.close()
             return
-        if self._terms.claim == "address" and network_of(peer.address) != lease.claimant:
+        if self._claim_rule == "address" and network_of(peer.address) != lease.claimant:
             sock.close()
             self._journal.note(Outcome.STRANGER, label=lease.right.label, port=port, peer=peer)
             return
@@ -168,7 +168,7 @@ class Leases:
             listeners = [
                 Listener(self._loop, s, partial(self._visit, label), self._on_exhausted) for s in socks
             ]
-            timer = self._loop.call_later(self._terms.q_linger, partial(self._review_q, label))
+            timer = self._loop.call_later(self._limits.q_linger, partial(self._review_q, label))
             self._qs[label] = lease = _Q(port, bool(fixed), listeners, timer, kept=bool(fixed))
             if not fixed:
                 self._sticky.pop(port, None)
@@ -188,7 +188,7 @@ class Leases:
     def _open_everywhere(self, port: int) -> list[socket.socket]:
         socks: list[socket.socket] = []
         try:
-            for address in self._terms.addresses:
+            for address in self._addresses:
                 socks.append(open_port(address, port))
         except OSError:
             for sock in socks:
@@ -207,10 +207,10 @@ class Leases:
     def _review_q(self, label: str) -> None:
         """Close q once its label has been quiet for long enough, else come back when it may have been."""
         quiet = self._loop.clock() - self._lobby.last_served(label)
-        if quiet >= self._terms.q_linger:
+        if quiet >= self._limits.q_linger:
             self._close_q(label, Outcome.QUIET)
         else:
-            rest = self._terms.q_linger - max(0.0, quiet)
+            rest = self._limits.q_linger - max(0.0, quiet)
             self._qs[label].timer = self._loop.call_later(rest, partial(self._review_q, label))
 
     def _close_q(self, label: str, outcome: Outcome) -> None:
@@ -247,7 +247,7 @@ class Leases:
             self._close_q(label, Outcome.SHUTDOWN)
 
     def _listening_address(self, peer: Peer) -> str:
-        if peer.local in self._terms.addresses:
+        if peer.local in self._addresses:
             return peer.local
         return "::" if ":" in peer.local else "0.0.0.0"
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from taaslib import sockets
 from taaslib.journal import Journal
+from taaslib.limits import Limits
 from taaslib.loop import Loop, Timer
 from taaslib.names import Peer
 from taaslib.outcomes import Outcome
@@ -22,22 +23,6 @@ from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long and how much the lobby waits: seconds, octets and counts of the [limits] section."""
-
-    early_bytes: int
-    first_bytes: float
-    parked: float
-    keepalive_idle: float
-    keepalive_interval: float
-    keepalive_probes: int
-    user_timeout: float
-    dead_after: float
-    idle: float
-    pairings: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +71,7 @@ class Leg:
 
     def on_readable(self) -> None:
         try:
-            data = self.sock.recv(self._lobby.patience.early_bytes - len(self.early))
+            data = self.sock.recv(self._lobby.limits.early_bytes - len(self.early))
         except BlockingIOError:
             return
         except OSError as error:
@@ -114,7 +99,7 @@ class Leg:
         self._lobby.leave(self, Outcome.FAULT)
 
     def update_interest(self) -> None:
-        room = not self.at_end and len(self.early) < self._lobby.patience.early_bytes
+        room = not self.at_end and len(self.early) < self._lobby.limits.early_bytes
         self._lobby.loop.watch(
             self.sock.fileno(), self, read=room, write=False, finished=self.right is not None
         )
@@ -129,17 +114,20 @@ class Lobby:
         pools: Pools,
         journal: Journal,
         wall_clock: Callable[[], float],
-        seats: Seats,
-        patience: Patience,
+        limits: Limits,
         on_served: Callable[[str], None],
     ) -> None:
         self.loop = loop
-        self.patience = patience
+        self.limits = limits
         self._pools = pools
         self._journal = journal
         self._wall_clock = wall_clock
         self._on_served = on_served
-        self._rooms: Rendezvous[Leg] = Rendezvous(seats)
+        self._rooms: Rendezvous[Leg] = Rendezvous(
+            Seats(
+                limits.responders_per_id, limits.responders_per_label, limits.parked_per_label, limits.refill
+            )
+        )
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
@@ -149,7 +137,7 @@ class Lobby:
 
     def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right) -> None:
         """A hidden server's connection has claimed its port p."""
-        limits = self.patience
+        limits = self.limits
         try:
             sockets.no_delay(sock)
             sockets.keep_alive(
@@ -172,7 +160,7 @@ class Lobby:
 
     def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str) -> None:
         """A mobile client has connected to port q; it is paired once it speaks, or soon without."""
-        limits = self.patience
+        limits = self.limits
         try:
             sockets.no_delay(sock)
             sockets.keep_alive(
@@ -183,8 +171,13 @@ class Lobby:
             return
         leg = Leg(self, sock, peer, label, None)
         self._arriving.add(leg)
-        leg.timer = self.loop.call_later(limits.first_bytes, lambda: self._seek(leg))
+        leg.timer = self.loop.call_later(self.limits.first_bytes, lambda: self._seek(leg))
         leg.update_interest()
+
+    def _tune(self, sock: socket.socket) -> None:
+        limits = self.limits
+        sockets.no_delay(sock)
+        sockets.keep_alive(sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes)
 
     def leg_spoke(self, leg: Leg) -> None:
         if leg.state is State.ARRIVING:
@@ -204,9 +197,7 @@ class Lobby:
         elif isinstance(answer, Refused):
             self._end(leg, Outcome.FULL)
         else:
-            leg.timer = self.loop.call_later(
-                self.patience.parked, lambda: self.leave(leg, Outcome.NOBODY_CAME)
-            )
+            leg.timer = self.loop.call_later(self.limits.parked, lambda: self.leave(leg, Outcome.NOBODY_CAME))
             leg.update_interest()
 
     def _pair(self, responder: Leg, initiator: Leg) -> None:
@@ -214,7 +205,7 @@ class Lobby:
             _cancel(leg)
             self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
-        pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.patience.pairings))
+        pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
         pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self._wall_clock() * 1000)))
         self._journal.note(
             Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
@@ -301,7 +292,7 @@ class Lobby:
     def _check_live(self) -> None:
         self.loop.call_later(_CHECK_SECONDS, self._check_live)
         for relay in self.relays:
-            relay.check(self.patience.dead_after, self.patience.idle)
+            relay.check(self.limits.dead_after, self.limits.idle)
 
 
 def _cancel(leg: Leg) -> None:

@@ -56,7 +56,7 @@ def label_of(host: str, servers: str) -> str | None:
 def label(text: str) -> str:
     """TEXT folded to lower case.  Raises ValueError when it is no DNS label."""
     folded = text.lower()
-    if not LABEL.fullmatch(folded):
+    if not text.isascii() or not LABEL.fullmatch(folded):
         raise ValueError("a label is 1 to 63 letters, digits and hyphens, with no hyphen at either end")
     return folded
 

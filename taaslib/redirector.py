@@ -11,6 +11,7 @@ from collections.abc import Callable
 from taaslib.http1 import Request, Response, text
 from taaslib.names import Peer, host_port
 from taaslib.outcomes import Answer, Outcome
+from taaslib.store import StoreError
 
 _OFFLINE = "Nothing is connected under this name just now.  Try again in a moment."
 _OFFLINE_PAGE = """<!DOCTYPE html>
@@ -51,10 +52,12 @@ class Redirector:
         self._retry_after = retry_after
 
     def answer(self, request: Request, label: str, peer: Peer) -> Answer:
-        """Raises StoreError."""
         if not self._served(label):
             return self._offline(request, label, Outcome.NOT_SERVED)
-        port = self._port_q(label)
+        try:
+            port = self._port_q(label)
+        except StoreError as error:
+            return self._offline(request, label, Outcome.STORE_BUSY, str(error))
         if port is None:
             return self._offline(request, label, Outcome.PORT_FAILED)
         location = f"https://{self._host_port(label, peer, port)}{request.target}"
@@ -67,7 +70,7 @@ class Redirector:
             return host_port(self._advertise(peer), port)
         return f"{self._servers}:{port}" if self._location == "domain" else f"{label}.{self._servers}:{port}"
 
-    def _offline(self, request: Request, label: str, outcome: Outcome) -> Answer:
+    def _offline(self, request: Request, label: str, outcome: Outcome, cause: str | None = None) -> Answer:
         # The client of 2014 reads Location before the status and crashes without one.
         asked_for = f"https://{request.authority}{request.target}"
         fields = (
@@ -79,4 +82,4 @@ class Redirector:
             response = Response(503, _OFFLINE_PAGE.encode(), "text/html; charset=utf-8", fields)
         else:
             response = text(503, _OFFLINE, *fields)
-        return Answer(outcome, response, label)
+        return Answer(outcome, response, label, cause=cause)

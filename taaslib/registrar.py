@@ -19,7 +19,7 @@ from taaslib.leases import Leases, NoPort, TooMany
 from taaslib.lobby import Lobby, Right
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
-from taaslib.store import Credential, Spent, Store
+from taaslib.store import Credential, Spent, Store, StoreError
 
 _CHALLENGE = ("WWW-Authenticate", authorization.CHALLENGE)
 _ROUTE = re.compile(r"/(register|pairings)/([^/]+)")
@@ -52,7 +52,13 @@ class Registrar:
         self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
 
     def answer(self, request: Request, peer: Peer) -> Answer:
-        """Raises StoreError."""
+        try:
+            return self._answer(request, peer)
+        except StoreError as error:
+            response = text(503, "The service's database is busy; try again in a moment.", self._retry_after)
+            return Answer(Outcome.STORE_BUSY, response, cause=str(error))
+
+    def _answer(self, request: Request, peer: Peer) -> Answer:
         value = request.fields.get("authorization")
         if value is None or not authorization.is_totp(value):
             return _no(

@@ -17,25 +17,24 @@ from collections.abc import Callable, Iterator
 
 from taaslib import __version__
 from taaslib.config import Config, ConfigError
-from taaslib.frontdoor import FrontDoor, Manners
+from taaslib.frontdoor import FrontDoor
 from taaslib.journal import Journal
-from taaslib.leases import Leases, Terms
+from taaslib.leases import Leases
 from taaslib.listener import Listener, open_port
-from taaslib.lobby import Lobby, Patience
+from taaslib.lobby import Lobby
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, host_port
 from taaslib.outcomes import Outcome
+from taaslib.ownership import Owner, owner_of_files, uid_gid
 from taaslib.pump import Pools, can_splice
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
-from taaslib.rendezvous import Seats
 from taaslib.store import Store, StoreError
 
 try:
-    import pwd
     import resource
 except ImportError:  # not on Windows
-    pwd = resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]
 
 _STORE_POLL_SECONDS = 1.0  # a change by taas_admin.py is followed within 2 s
 _BUSY_MS = 50  # what cannot be had from the database in that time is a 503
@@ -70,47 +69,23 @@ class Service:
             self._build(config, context, wall_clock)
 
     def _build(self, config: Config, context: ssl.SSLContext, wall_clock: Callable[[], float]) -> None:
-        limits = config.limits
+        limits, loop, journal = config.limits, self.loop, self.journal
         retry_after = math.ceil(limits.retry_after)
         self._pools = Pools(config.pump)
         self.lobby = Lobby(
-            self.loop,
-            self._pools,
-            self.journal,
-            wall_clock,
-            Seats(
-                limits.responders_per_id, limits.responders_per_label, limits.parked_per_label, limits.refill
-            ),
-            Patience(
-                limits.early_bytes,
-                limits.first_bytes,
-                limits.parked,
-                limits.keepalive_idle,
-                limits.keepalive_interval,
-                limits.keepalive_probes,
-                limits.user_timeout,
-                limits.dead_after,
-                limits.idle,
-                limits.pairings,
-            ),
-            on_served=lambda label: self.leases.serve(label),
+            loop, self._pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
         )
         self.leases = Leases(
-            self.loop,
+            loop,
             self.store,
             self.lobby,
-            self.journal,
+            journal,
             wall_clock,
             self._on_exhausted,
-            Terms(
-                config.address,
-                config.ports,
-                config.claim,
-                limits.unclaimed,
-                limits.unclaimed_per_id,
-                limits.responders_per_label,
-                limits.q_linger,
-            ),
+            limits,
+            config.address,
+            config.ports,
+            config.claim,
         )
         registrar = Registrar(
             self.store,
@@ -131,22 +106,15 @@ class Service:
             retry_after,
         )
         self.door = FrontDoor(
-            self.loop,
+            loop,
             context,
-            self.journal,
+            journal,
             wall_clock,
             registrar.answer,
             redirector.answer,
             config.registrar,
             config.servers,
-            Manners(
-                limits.head,
-                limits.handshake,
-                limits.request,
-                limits.linger,
-                limits.linger_bytes,
-                limits.retry_after,
-            ),
+            limits,
         )
         self._note_start()
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
@@ -301,7 +269,10 @@ def check(config: Config) -> None:
     """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
     tls_context(config)
     if config.user:
-        _uid_gid(config)
+        try:
+            uid_gid(config.user)
+        except LookupError as error:
+            raise ConfigError(f"{config.path}: [taas] user: {error}") from None
     if config.pump == "splice" and not can_splice:
         raise ConfigError(
             f"{config.path}: [taas] pump: this system or Python has no splice; use auto or ring"
@@ -324,8 +295,8 @@ def tls_context(config: Config) -> ssl.SSLContext:
             raise ConfigError(f"{config.path}: [taas] {key}: {file}: {error.strerror}{hint}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.num_tickets = 0  # nobody resumes within one request; two tickets cost 15% of a handshake
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    context.num_tickets = 0  # OP_NO_TICKET is for TLS 1.2; two tickets cost 15% of a handshake
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(config.certificate, config.key, password=_no_password)
@@ -352,8 +323,8 @@ def _open_journal(config: Config) -> Journal:
     log = config.log
     try:
         journal = Journal(log.file, log.format, log.level)
-        if log.file and config.user and os.geteuid() == 0:
-            os.chown(log.file, *_uid_gid(config))
+        if log.file and (owner := _owner(config)):
+            os.chown(log.file, *owner, follow_symlinks=False)
     except OSError as error:
         raise CannotStart(f"{config.path}: [log] file: {log.file}: {error.strerror}") from None
     return journal
@@ -361,39 +332,35 @@ def _open_journal(config: Config) -> Journal:
 
 def _open_store(config: Config) -> Store:
     try:
-        return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL")
+        return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL", owner=_owner(config))
     except StoreError as error:
         raise CannotStart(f"{config.path}: [taas] database: {error}") from None
 
 
-def _uid_gid(config: Config) -> tuple[int, int]:
+def _owner(config: Config) -> Owner | None:
     try:
-        entry = pwd.getpwnam(config.user)
-    except (KeyError, AttributeError):
-        raise ConfigError(f"{config.path}: [taas] user: there is no user {config.user!r}") from None
-    return entry.pw_uid, entry.pw_gid
+        return owner_of_files(config.user)
+    except LookupError as error:
+        raise ConfigError(f"{config.path}: [taas] user: {error}") from None
 
 
 def _drop_privileges(config: Config, journal: Journal) -> None:
-    """Become `user` for good; say what it will miss.  Raises ConfigError, CannotStart."""
-    if not config.user:
+    """Become `user` for good, and say what it will miss.  Raises ConfigError, CannotStart."""
+    owner = _owner(config)
+    if not owner:
+        if config.user and uid_gid(config.user)[0] != os.geteuid():
+            raise CannotStart(f"{config.path}: [taas] user: only root can become {config.user}")
         return
-    uid, gid = _uid_gid(config)
-    if os.geteuid() == uid:
-        return
-    if os.geteuid() != 0:
-        raise CannotStart(f"{config.path}: [taas] user: only root can become {config.user}")
+    _open_store(config).close()  # creates it and leaves it to the user
+    uid, gid = owner
     os.initgroups(config.user, gid)
     os.setgid(gid)
     os.setuid(uid)
     if not os.access(config.key, os.R_OK):
         cause = f"{config.user} can't read {config.key}: a renewed certificate will need a restart"
         journal.note(Outcome.WARNING, cause=cause)
-    folder = config.database.parent
-    if not os.access(folder, os.W_OK) or (
-        config.database.exists() and not os.access(config.database, os.W_OK)
-    ):
+    if not os.access(config.database, os.R_OK | os.W_OK):
         raise CannotStart(
-            f"{config.path}: [taas] database: {config.user} can't write {config.database}; it needs a folder"
-            f" of its own, as in: install -d -o {config.user} /var/lib/taas"
+            f"{config.path}: [taas] database: {config.user} can't reach or write {config.database}; give it a"
+            f" folder of its own, as in: install -d -o {config.user} /var/lib/taas"
         )

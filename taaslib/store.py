@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 KEPT_STEPS = 10  # spent steps that stay behind an ID's newest: more than any drift, few enough to forget
 _RETRY_SECONDS = 0.005
@@ -320,7 +321,7 @@ class Store:
         self._version = None
         self._inode = _inode(self._path)  # before: if it is replaced meanwhile, changed() will see it
         db = sqlite3.connect(
-            self._path.absolute().as_uri() + "?mode=rw",  # never creates: a missing file is an error
+            f"file:{quote(os.fsencode(self._path.absolute()))}?mode=rw",  # rw: a missing file is an error
             uri=True,
             timeout=self._busy_seconds,
             isolation_level=None,

@@ -19,7 +19,8 @@ from typing import Any
 
 import pyotp
 
-from taaslib.config import Config, Limits, Log
+from taaslib.config import Config, Log
+from taaslib.limits import Limits
 from taaslib.service import Service
 from taaslib.store import Credential, Store
 

@@ -38,10 +38,14 @@ class Process:
             f"servers = {SERVERS}\nports = 20400-20500\n{extra}\n[log]\nfile = server.log\n{log}\n"
         )
         self.popen: subprocess.Popen[str] | None = None
+        self.prefix: list[str] = []  # words before the command: ip netns exec NAME
+        self.connect = lambda: socket.create_connection(("127.0.0.1", self.port), 10)
 
     def start(self) -> Process:
         self.popen = subprocess.Popen(
-            [sys.executable, str(ROOT / "taas.py"), str(self.ini)], stderr=subprocess.PIPE, text=True
+            [*self.prefix, sys.executable, str(ROOT / "taas.py"), str(self.ini)],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         deadline = time.monotonic() + 20
         while True:
@@ -53,16 +57,13 @@ class Process:
     def answer(self, host: str = f"home.{SERVERS}") -> int:
         """The status of GET / for HOST."""
         context = ssl.create_default_context(cafile=str(self.folder / "registrar.crt"))
-        with (
-            socket.create_connection(("127.0.0.1", self.port), 10) as sock,
-            context.wrap_socket(sock, server_hostname=host) as tls,
-        ):
+        with self.connect() as sock, context.wrap_socket(sock, server_hostname=host) as tls:
             tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             return int(tls.recv(4096).split()[1])
 
-    def until(self, happened: Callable[[], object]) -> None:
-        """Ask until it has HAPPENED; give up after 30 s."""
-        deadline = time.monotonic() + 30
+    def until(self, happened: Callable[[], object], seconds: float = 30) -> None:
+        """Ask until it has HAPPENED; give up after SECONDS."""
+        deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, f"never happened\n{self.log}"
             time.sleep(0.02)  # between two questions to another process; nothing passes because of it

@@ -55,9 +55,25 @@ def openssl(*arguments: object) -> None:
 
 def self_signed(folder: Path, name: str) -> Certificate:
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
-    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", 3650,
-            "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            "-keyout", made.key, "-out", made.certificate)
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        3650,
+        "-subj",
+        f"/CN={name}",
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout",
+        made.key,
+        "-out",
+        made.certificate,
+    )
     return made
 
 
@@ -77,10 +93,37 @@ def issued(pinned: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Cer
     folder = tmp_path_factory.mktemp("issued")
     made = Certificate(folder / "issued.crt", folder / "issued.key")
     (folder / "extensions").write_text("subjectAltName=DNS:localhost\n")
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=issued",
-            "-keyout", made.key, "-out", folder / "issued.csr")
-    openssl("x509", "-req", "-in", folder / "issued.csr", "-CA", pinned.certificate, "-CAkey", pinned.key,
-            "-CAcreateserial", "-days", 30, "-extfile", folder / "extensions", "-out", made.certificate)
+    openssl(
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=issued",
+        "-keyout",
+        made.key,
+        "-out",
+        folder / "issued.csr",
+    )
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        folder / "issued.csr",
+        "-CA",
+        pinned.certificate,
+        "-CAkey",
+        pinned.key,
+        "-CAcreateserial",
+        "-days",
+        30,
+        "-extfile",
+        folder / "extensions",
+        "-out",
+        made.certificate,
+    )
     return made
 
 
@@ -110,7 +153,8 @@ class Registrar:
         self.script: list[Callable[[Request], bytes]] = []
         self.server_names: set[str | None] = set()
         self._responders: dict[str, queue.Queue[socket.socket]] = {
-            label: queue.Queue() for label in ("home", "cam")}
+            label: queue.Queue() for label in ("home", "cam")
+        }
         self._open: list[socket.socket] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate.certificate, certificate.key)
@@ -196,8 +240,12 @@ class AgentProcess:
     def __init__(self, file: Path, target: str, *more: str) -> None:
         self.log: list[str] = []
         self._grown = threading.Condition()
-        self.process = subprocess.Popen([PYTHON, "-W", "error", str(AGENT), str(file), "--to", target, *more],
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [PYTHON, "-W", "error", str(AGENT), str(file), "--to", target, *more],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -210,8 +258,10 @@ class AgentProcess:
 
     def said(self, *words: str) -> str:
         """The first line of the log that holds all the words; waits for it."""
+
         def found() -> str | None:
             return next((line for line in self.log if all(word in line for word in words)), None)
+
         with self._grown:
             assert self._grown.wait_for(found, PATIENCE), f"no {words} in:\n{''.join(self.log)}"
             return found() or ""
@@ -252,10 +302,20 @@ def accept(listener: socket.socket) -> socket.socket:
 
 def agent_ini(registrar: Registrar, pin: Certificate, **changes: str | None) -> str:
     values: dict[str, str | None] = {
-        "name": "localhost", "port": str(registrar.port), "address": registrar.host, "trust": "pin",
+        "name": "localhost",
+        "port": str(registrar.port),
+        "address": registrar.host,
+        "trust": "pin",
         "certificate": "\n" + "".join(f"    {line}\n" for line in pin.pem.splitlines()),
-        "id": ID, "secret": SECRET, "digits": "6", "period": "30", "algorithm": "SHA1", "labels": "home",
-        "servers": "taas.example.com", **changes}
+        "id": ID,
+        "secret": SECRET,
+        "digits": "6",
+        "period": "30",
+        "algorithm": "SHA1",
+        "labels": "home",
+        "servers": "taas.example.com",
+        **changes,
+    }
     lines = ["[registrar]"]
     for key, value in values.items():
         lines += ["", "[credential]"] if key == "id" else []
@@ -267,13 +327,15 @@ Start = Callable[..., AgentProcess]
 
 
 @pytest.fixture
-def start(registrar: Registrar, pinned: Certificate, target: socket.socket,
-          tmp_path: Path) -> Iterator[Start]:
+def start(
+    registrar: Registrar, pinned: Certificate, target: socket.socket, tmp_path: Path
+) -> Iterator[Start]:
     """Starts an agent; afterwards it must end cleanly and have logged neither secret nor code."""
     agents: list[AgentProcess] = []
 
-    def start(*more: str, at: Registrar = registrar, to: str | None = None,
-              **changes: str | None) -> AgentProcess:
+    def start(
+        *more: str, at: Registrar = registrar, to: str | None = None, **changes: str | None
+    ) -> AgentProcess:
         file = tmp_path / "home.agent.ini"
         file.write_text(agent_ini(at, pinned, **changes))
         file.chmod(0o600)
@@ -284,8 +346,11 @@ def start(registrar: Registrar, pinned: Certificate, target: socket.socket,
     for agent in agents:
         status, log = agent.stop(), "".join(agent.log)
         assert (status, "event bug" in log, "Traceback" in log) == (0, False, False), log
-        codes = {taas_agent.totp(KEY, int(time.time() + hours * 3600) // 30 + drift, 6, "SHA1")
-                 for hours in (-1, 0, 1) for drift in range(-5, 2)}
+        codes = {
+            taas_agent.totp(KEY, int(time.time() + hours * 3600) // 30 + drift, 6, "SHA1")
+            for hours in (-1, 0, 1)
+            for drift in range(-5, 2)
+        }
         assert SECRET not in log
         assert not codes & set(re.findall(r"\b[0-9]{6}\b", log)), log
 
@@ -314,7 +379,8 @@ def close_with_reset(sock: socket.socket) -> None:
 
 
 def test_a_visitor_reaches_the_target_and_each_half_closes_by_itself(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     agent = start()
     with registrar.responder() as visitor:
         visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -342,7 +408,8 @@ def test_the_request_is_the_protocols(start: Start, registrar: Registrar) -> Non
 
 
 def test_the_target_may_close_its_half_first(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     start()
     with registrar.responder() as visitor:
         visitor.sendall(b"?")
@@ -380,14 +447,15 @@ def test_a_mebibyte_flows_each_way_at_once(start: Start, registrar: Registrar, t
 
 
 def test_a_slow_reader_holds_the_sender_back_and_loses_nothing(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     agent = start()
     block = os.urandom(MEBIBYTE)
     with registrar.responder() as visitor:
         visitor.setblocking(False)
         sent = 0
         while select.select([], [visitor], [], 1.0)[1]:  # until nothing moves any more
-            sent += visitor.send(memoryview(block)[sent % MEBIBYTE:])
+            sent += visitor.send(memoryview(block)[sent % MEBIBYTE :])
             assert sent < 128 * MEBIBYTE
         status = Path(f"/proc/{agent.process.pid}/status")
         if status.exists():
@@ -419,7 +487,8 @@ def test_a_reset_is_passed_on_both_ways(start: Start, registrar: Registrar, targ
 
 
 def test_a_reset_is_noticed_while_both_ends_are_stuck(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     """Nothing is read from a visitor whose target takes nothing; its reset must still end the pair."""
     agent = start()
     visitor = registrar.responder()
@@ -443,7 +512,8 @@ def test_two_labels_have_a_pool_each(start: Start, registrar: Registrar, target:
 
 
 def test_the_pool_is_refilled_when_a_visitor_has_come(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     agent = start("--waiting", "3")
     with contextlib.ExitStack() as opened:
         waiting = [opened.enter_context(registrar.responder()) for _ in range(3)]
@@ -495,8 +565,7 @@ def test_a_target_may_have_a_name(start: Start, registrar: Registrar, target: so
             assert service.recv(5) == b"hello"
 
 
-def test_an_ipv6_answer_is_understood(
-        start: Start, pinned: Certificate, target: socket.socket) -> None:
+def test_an_ipv6_answer_is_understood(start: Start, pinned: Certificate, target: socket.socket) -> None:
     registrar = Registrar(pinned, host="::1")
     try:
         agent = start(at=registrar)
@@ -534,7 +603,8 @@ def test_a_503_with_retry_after_is_obeyed(start: Start, registrar: Registrar) ->
 
 
 def test_a_429_holds_even_when_visitors_come(
-        start: Start, registrar: Registrar, target: socket.socket) -> None:
+    start: Start, registrar: Registrar, target: socket.socket
+) -> None:
     agent = start("--waiting", "2")
     with registrar.responder() as visitor, registrar.responder():
         first, second = registrar.request(), registrar.request()
@@ -549,7 +619,8 @@ def test_a_429_holds_even_when_visitors_come(
 
 
 def test_a_clock_one_hour_off_corrects_itself(
-        start: Start, pinned: Certificate, target: socket.socket) -> None:
+    start: Start, pinned: Certificate, target: socket.socket
+) -> None:
     registrar = Registrar(pinned, clock=3600.0)
     try:
         agent = start(at=registrar, labels="home, cam")
@@ -566,29 +637,35 @@ def test_a_clock_one_hour_off_corrects_itself(
 
 
 def test_a_code_that_is_refused_with_the_clock_right_waits_for_the_next_one(
-        start: Start, registrar: Registrar) -> None:
+    start: Start, registrar: Registrar
+) -> None:
     date = email.utils.formatdate(time.time(), usegmt=True)
     registrar.script = [lambda _: answer(401, "no", Date=date)]
     start(period="1", digits="8").said(" refused ", "status=401", "code refused; trying the next one")
 
 
 def test_a_label_that_is_not_granted_is_said_plainly_and_retried_slowly(
-        start: Start, registrar: Registrar) -> None:
+    start: Start, registrar: Registrar
+) -> None:
     registrar.script = [lambda _: answer(403, "label not granted")]
     line = start().said(" refused label=home status=403", "ask the operator of localhost")
     retry = re.search(r"retry_seconds=([0-9.]+)", line)
     assert retry and float(retry[1]) >= 30
 
 
-@pytest.mark.parametrize(("said", "words"), [
-    (b"220 smtp.example.com ready\r\n\r\n", "the answer is not HTTP/1.1"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n127.0.0.1:80", "the answer was cut short"),
-    (b"", "closed without an answer"),
-    (answer(200, "127.0.0.1"), "not an address and a port"),
-    (answer(200, "localhost:80"), "not an address and a port"),
-])
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"220 smtp.example.com ready\r\n\r\n", "the answer is not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n127.0.0.1:80", "the answer was cut short"),
+        (b"", "closed without an answer"),
+        (answer(200, "127.0.0.1"), "not an address and a port"),
+        (answer(200, "localhost:80"), "not an address and a port"),
+    ],
+)
 def test_a_malformed_answer_is_a_failure_like_any_other(
-        start: Start, registrar: Registrar, said: bytes, words: str) -> None:
+    start: Start, registrar: Registrar, said: bytes, words: str
+) -> None:
     registrar.script = [lambda _: said]
     agent = start()
     registrar.responder().close()
@@ -597,7 +674,8 @@ def test_a_malformed_answer_is_a_failure_like_any_other(
 
 @pytest.mark.parametrize("which", ["other", "issued"])
 def test_a_certificate_that_is_not_the_pin_gets_no_code(
-        start: Start, which: str, request: pytest.FixtureRequest) -> None:
+    start: Start, which: str, request: pytest.FixtureRequest
+) -> None:
     impostor = Registrar(request.getfixturevalue(which))
     try:
         agent = start(at=impostor)
@@ -629,14 +707,37 @@ def test_a_system_that_does_not_know_the_certificate_refuses_it(start: Start, re
     assert registrar.requests.empty()
 
 
-def test_an_expired_pin_is_still_a_pin(
-        start: Start, tmp_path: Path, target: socket.socket) -> None:
+def test_an_expired_pin_is_still_a_pin(start: Start, tmp_path: Path, target: socket.socket) -> None:
     ended = Certificate(tmp_path / "ended.crt", tmp_path / "ended.key")
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ended",
-            "-keyout", ended.key, "-out", tmp_path / "ended.csr")
+    openssl(
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=ended",
+        "-keyout",
+        ended.key,
+        "-out",
+        tmp_path / "ended.csr",
+    )
     (tmp_path / "extensions").write_text("subjectAltName=DNS:localhost\n")
-    openssl("x509", "-req", "-in", tmp_path / "ended.csr", "-signkey", ended.key, "-days", "-1",
-            "-extfile", tmp_path / "extensions", "-out", ended.certificate)
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        tmp_path / "ended.csr",
+        "-signkey",
+        ended.key,
+        "-days",
+        "-1",
+        "-extfile",
+        tmp_path / "extensions",
+        "-out",
+        ended.certificate,
+    )
     registrar = Registrar(ended)
     try:
         pem = "\n" + "".join(f"    {line}\n" for line in ended.pem.splitlines())
@@ -668,38 +769,45 @@ def test_a_port_at_another_address_of_the_file_is_taken(start: Start, registrar:
 # ---- the file and the codes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"name": None}, "[registrar] name: is missing"),
-    ({"name": "no spaces"}, "[registrar] name: must be a host name"),
-    ({"port": "70000"}, "[registrar] port: must be a port number"),
-    ({"address": "127.0.0.1, 1.2.3"}, "[registrar] address: 1.2.3 is no IP address"),
-    ({"trust": "none"}, "[registrar] trust: must be pin or system"),
-    ({"trust": None}, "[registrar] trust: is missing"),
-    ({"certificate": None}, "[registrar] certificate: must be given with trust = pin"),
-    ({"certificate": "abc"}, "[registrar] certificate: must be a PEM certificate"),
-    ({"certificate": "\n  -----BEGIN CERTIFICATE-----\n  YWJj\n  -----END CERTIFICATE-----"},
-     "[registrar] certificate: is damaged"),
-    ({"trust": "system"}, "[registrar] certificate: must be given with trust = pin, and only then"),
-    ({"id": 'a"b'}, "[credential] id: must be printable"),
-    ({"secret": "JBSWY1"}, "[credential] secret: must be base32"),
-    ({"secret": "J"}, "[credential] secret: must be base32"),
-    ({"secret": None}, "[credential] secret: is missing"),
-    ({"digits": "9"}, "[credential] digits: must be 6, 7 or 8"),
-    ({"period": "0"}, "[credential] period: must be a number of seconds"),
-    ({"algorithm": "MD5"}, "[credential] algorithm: must be SHA1, SHA256 or SHA512"),
-    ({"labels": "home, -cam"}, "[credential] labels: must be DNS labels"),
-    ({"labels": None}, "[credential] labels: is missing"),
-    ({"extra": "1"}, "[credential] extra: unknown key"),
-    ({"servers": "a\n[more]\nkey = value"}, "[more]: unknown section"),
-    ({"servers": f"a\nsecret = {SECRET}"}, "[credential] secret: given twice, line"),
-    ({"servers": f"a\n{SECRET}"}, ": neither [section] nor key = value"),
-])
-def test_a_bad_file_is_one_clear_line(changes: dict[str, str | None], words: str, registrar: Registrar,
-                                      pinned: Certificate, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": None}, "[registrar] name: is missing"),
+        ({"name": "no spaces"}, "[registrar] name: must be a host name"),
+        ({"port": "70000"}, "[registrar] port: must be a port number"),
+        ({"address": "127.0.0.1, 1.2.3"}, "[registrar] address: 1.2.3 is no IP address"),
+        ({"trust": "none"}, "[registrar] trust: must be pin or system"),
+        ({"trust": None}, "[registrar] trust: is missing"),
+        ({"certificate": None}, "[registrar] certificate: must be given with trust = pin"),
+        ({"certificate": "abc"}, "[registrar] certificate: must be a PEM certificate"),
+        (
+            {"certificate": "\n  -----BEGIN CERTIFICATE-----\n  YWJj\n  -----END CERTIFICATE-----"},
+            "[registrar] certificate: is damaged",
+        ),
+        ({"trust": "system"}, "[registrar] certificate: must be given with trust = pin, and only then"),
+        ({"id": 'a"b'}, "[credential] id: must be printable"),
+        ({"secret": "JBSWY1"}, "[credential] secret: must be base32"),
+        ({"secret": "J"}, "[credential] secret: must be base32"),
+        ({"secret": None}, "[credential] secret: is missing"),
+        ({"digits": "9"}, "[credential] digits: must be 6, 7 or 8"),
+        ({"period": "0"}, "[credential] period: must be a number of seconds"),
+        ({"algorithm": "MD5"}, "[credential] algorithm: must be SHA1, SHA256 or SHA512"),
+        ({"labels": "home, -cam"}, "[credential] labels: must be DNS labels"),
+        ({"labels": None}, "[credential] labels: is missing"),
+        ({"extra": "1"}, "[credential] extra: unknown key"),
+        ({"servers": "a\n[more]\nkey = value"}, "[more]: unknown section"),
+        ({"servers": f"a\nsecret = {SECRET}"}, "[credential] secret: given twice, line"),
+        ({"servers": f"a\n{SECRET}"}, ": neither [section] nor key = value"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(
+    changes: dict[str, str | None], words: str, registrar: Registrar, pinned: Certificate, tmp_path: Path
+) -> None:
     file = tmp_path / "home.agent.ini"
     file.write_text(agent_ini(registrar, pinned, **changes))
-    ended = subprocess.run([PYTHON, AGENT, file, "--to", "127.0.0.1:80"], capture_output=True, text=True,
-                           timeout=PATIENCE)
+    ended = subprocess.run(
+        [PYTHON, AGENT, file, "--to", "127.0.0.1:80"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"taas_agent.py: {file}: ")
     assert words in ended.stderr
@@ -714,7 +822,8 @@ def test_a_file_that_is_not_there_is_one_clear_line(capsys: pytest.CaptureFixtur
 
 
 def test_a_file_with_the_secret_on_a_broken_line_does_not_tell_it(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "home.agent.ini"
     file.write_text(f"secret = {SECRET}\n")
     assert taas_agent.main([str(file), "--to", "127.0.0.1:80"]) == 2
@@ -723,8 +832,20 @@ def test_a_file_with_the_secret_on_a_broken_line_does_not_tell_it(
     assert SECRET not in said
 
 
-@pytest.mark.parametrize("text", ["8123", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:443",
-                                  "[home]:1", "http://127.0.0.1:1", "a b:1", ":1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8123",
+        "127.0.0.1",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "::1:443",
+        "[home]:1",
+        "http://127.0.0.1:1",
+        "a b:1",
+        ":1",
+    ],
+)
 def test_a_target_is_host_and_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         taas_agent.main(["home.agent.ini", "--to", text])
@@ -739,14 +860,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"taas-agent {taas_agent.VERSION}\n"
 
 
-@pytest.mark.parametrize(("seconds", "sha1", "sha256", "sha512"), [  # RFC 6238, appendix B
-    (59, "94287082", "46119246", "90693936"),
-    (1111111109, "07081804", "68084774", "25091201"),
-    (1111111111, "14050471", "67062674", "99943326"),
-    (1234567890, "89005924", "91819424", "93441116"),
-    (2000000000, "69279037", "90698825", "38618901"),
-    (20000000000, "65353130", "77737706", "47863826"),
-])
+@pytest.mark.parametrize(
+    ("seconds", "sha1", "sha256", "sha512"),
+    [  # RFC 6238, appendix B
+        (59, "94287082", "46119246", "90693936"),
+        (1111111109, "07081804", "68084774", "25091201"),
+        (1111111111, "14050471", "67062674", "99943326"),
+        (1234567890, "89005924", "91819424", "93441116"),
+        (2000000000, "69279037", "90698825", "38618901"),
+        (20000000000, "65353130", "77737706", "47863826"),
+    ],
+)
 def test_the_vectors_of_rfc_6238(seconds: int, sha1: str, sha256: str, sha512: str) -> None:
     digits = b"1234567890" * 7
     for algorithm, length, code in (("SHA1", 20, sha1), ("SHA256", 32, sha256), ("SHA512", 64, sha512)):
@@ -765,9 +889,16 @@ def test_every_cut_of_an_answer_is_put_together() -> None:
         assert parsed and (parsed.status, parsed.body, parsed.when("date")) == (200, "127.0.0.1:80", 3600.0)
 
 
-@pytest.mark.parametrize("data", [b"x" * 20_000, b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70_000,
-                                  b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n",
-                                  b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", b"HTTP/2 200\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x" * 20_000,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/2 200\r\n\r\n",
+    ],
+)
 def test_an_answer_without_measure_is_refused(data: bytes) -> None:
     with pytest.raises(taas_agent.BadAnswer):
         taas_agent.parse_answer(data, ended=False)
@@ -776,6 +907,7 @@ def test_an_answer_without_measure_is_refused(data: bytes) -> None:
 def test_retry_after_is_seconds_or_a_date() -> None:
     def seconds(text: str) -> float:
         return taas_agent.Answer(503, {"retry-after": text}, "").retry_after(now=1000.0)
+
     assert seconds("7") == 7
     assert seconds("Thu, 01 Jan 1970 00:20:00 GMT") == 200
     assert seconds("soon") == seconds("") == 0
@@ -786,8 +918,12 @@ def test_a_dead_path_is_noticed_while_a_connection_waits(registrar: Registrar) -
         taas_agent.keep_alive(sock)
         taas_agent.limit_unacknowledged(sock, taas_agent.UNACKNOWLEDGED_MS)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        for name, value in (("TCP_KEEPIDLE", 25), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
-                            ("TCP_USER_TIMEOUT", 40_000)):
+        for name, value in (
+            ("TCP_KEEPIDLE", 25),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 40_000),
+        ):
             if hasattr(socket, name):
                 assert sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
 

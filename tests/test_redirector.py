@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 from collections.abc import Callable
 
 import pytest
@@ -206,3 +207,17 @@ def test_nothing_of_a_redirected_request_reaches_the_log(house: House) -> None:
     house.ask(b"GET /hush-path HTTP/1.1\r\nHost: hush-host\r\nhush field\r\n\r\n", HOST)
     assert house.events("redirected") and house.events("not-served") and house.events("bad-request")
     assert "hush" not in house.log
+
+
+def test_a_locked_database_is_a_503_that_still_has_a_location(build: Callable[..., House]) -> None:
+    """C4: the client of 2014 crashes without one."""
+    house = build()
+    other = sqlite3.connect(house.config.database, isolation_level=None)
+    port = house.put().port
+    other.execute("BEGIN IMMEDIATE")
+    house.wire(port)
+    house.until(lambda: house.waiting() == 1)
+    reply = house.get("/x")
+    other.close()
+    assert (reply.status, reply.fields["location"]) == (503, f"https://{HOST}/x")
+    assert house.get("/x").status == 307

@@ -240,7 +240,9 @@ def test_digits_period_and_algorithm_are_the_credential_s(house: House, algorith
     with house.admin() as store:
         store.add(Credential(id, secret, digits, 60, algorithm), ["lab"], None, 0)
     digest = getattr(hashlib, algorithm.lower())
-    code = pyotp.TOTP(secret, digits=digits, digest=digest, interval=60).generate_otp(int(house.wall.now) // 60)
+    code = pyotp.TOTP(secret, digits=digits, digest=digest, interval=60).generate_otp(
+        int(house.wall.now) // 60
+    )
     assert len(code) == digits
     assert house.put("lab", id, code).status == 200
 

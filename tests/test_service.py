@@ -153,9 +153,7 @@ def test_started_as_root_it_drops_to_the_user_of_taas_ini(
     folder = tmp_path / "state"
     folder.mkdir()
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.owner() == "root" and parent.stat().st_mode & 0o777 == 0o700:
-            parent.chmod(0o711)
+    reachable(tmp_path)
     running = process("user = nobody\ndatabase = state/taas.db").start()
     assert running.answer() == 503
     assert running.popen
@@ -168,11 +166,33 @@ def test_started_as_root_it_drops_to_the_user_of_taas_ini(
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
-def test_a_user_who_can_not_write_the_database_is_told_so(process: Callable[..., Process]) -> None:
-    made = process("user = nobody")
-    Store(made.folder / "taas.db", busy_ms=50, synchronous="FULL").close()
+def test_a_user_who_can_not_reach_the_database_is_told_so(process: Callable[..., Process]) -> None:
+    made = process("user = nobody\ndatabase = closed/taas.db")
+    (made.folder / "closed").mkdir(mode=0o700)
     code, _, errors = run(made.ini)
-    assert code == 1 and "[taas] database" in errors and "nobody" in errors
+    last = errors.splitlines()[-1]
+    assert code == 1 and f"{made.ini}: [taas] database: nobody can't" in last, errors
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
+def test_the_user_writes_a_database_in_a_folder_that_is_root_s(process: Callable[..., Process]) -> None:
+    """sqlite removes -wal and -shm when it closes, and the user could not make them again."""
+    running = process("user = nobody")
+    reachable(running.folder)
+    for _ in range(2):
+        running.start()
+        with contextlib.closing(Store(running.folder / "taas.db", busy_ms=50, synchronous="FULL")) as store:
+            assert store.count() == 0
+        assert running.stop()[0] == 0
+        assert (running.folder / "taas.db").owner() == "nobody"
+        assert running.folder.owner() == "root"
+
+
+def reachable(folder: Path) -> None:
+    """pytest's folders are closed to others; nobody must get through to its own."""
+    for parent in (folder, *folder.parents):
+        if parent.owner() == "root" and parent.stat().st_mode & 0o777 == 0o700:
+            parent.chmod(0o711)
 
 
 def test_it_raises_its_descriptor_limit(process: Callable[..., Process]) -> None:

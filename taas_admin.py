@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+"""The operator's command: who may register which label, and the files that hidden servers are given.
+
+Knows nothing of the running service, which sees each change in the database by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import ssl
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from taaslib import config, names
+from taaslib.ownership import Owner, make_folder, owner_of_files
+from taaslib.store import Credential, Entry, Refused, Store, StoreError
+
+BUSY_MS = 5000
+# RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
+SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
+SUFFIX = {"ini": ".agent.ini", "js": ".js"}
+NO_PYOTP = "pyotp is missing: pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
+
+_PEM = re.compile("-----BEGIN CERTIFICATE-----\r?\n.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: done; 1: refused, nothing has changed; 2: the arguments or taas.ini are no good."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = config.load(Path(arguments.config))
+        owner = _owner(settings)
+        document, text = arguments.command(Admin(settings, owner), arguments)
+    except config.ConfigError as error:
+        return _fail(error, 2)
+    except (Refused, StoreError, OSError) as error:
+        return _fail(error, 1)
+    print(json.dumps(document, indent=2) if arguments.json else text)
+    return 0
+
+
+def _owner(settings: config.Config) -> Owner | None:
+    try:
+        return owner_of_files(settings.user)
+    except LookupError as error:
+        raise config.ConfigError(f"{settings.path}: [taas] user: {error}") from None
+
+
+def _fail(error: Exception, code: int) -> int:
+    print("taas_admin.py:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    def common(**default: Any) -> argparse.ArgumentParser:
+        # Subparsers write their defaults over what stood before the subcommand: so they get none.
+        options = argparse.ArgumentParser(add_help=False)
+        options.add_argument("-c", "--config", metavar="FILE", help="default: ./taas.ini", **default)
+        options.add_argument(
+            "--json", action="store_true", help="print one JSON document and nothing else", **default
+        )
+        return options
+
+    parser = argparse.ArgumentParser(
+        prog="taas_admin.py", description="Who may register which label at this TAAS.", parents=[common()]
+    )
+    parser.set_defaults(config="taas.ini", json=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Command, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help, description=help, parents=[common(default=argparse.SUPPRESS)]
+        )
+        sub.set_defaults(command=run)
+        return sub
+
+    def writes_file(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--force", action="store_true", help="write over a file that is there")
+        sub.add_argument(
+            "--format", choices=sorted(SUFFIX), default="ini", help="js: for the original client of 2014"
+        )
+
+    add = command("add", Admin.add, "make a credential for labels, and LABEL.agent.ini for its hidden server")
+    add.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
+    add.add_argument("--id", type=_uuid, metavar="UUID", help="default: a fresh one")
+    add.add_argument("--port", type=_port, metavar="N", help="the label's public port, for good")
+    add.add_argument("--digits", type=int, choices=(6, 7, 8), default=6)
+    add.add_argument("--period", type=_period, metavar="SECONDS", default=30)
+    add.add_argument("--algorithm", choices=sorted(SECRET_BYTES), default="SHA1")
+    writes_file(add)
+    command("list", Admin.entries, "all credentials, without their secrets")
+    show = command("show", Admin.show, "a credential, or those of a label, with secret and otpauth:// URI")
+    show.add_argument("what", metavar="ID|LABEL", type=str.lower)
+    for name, run, help in (
+        ("grant", Admin.grant, "let a credential register more labels"),
+        ("revoke", Admin.revoke, "take labels away from a credential"),
+    ):
+        sub = command(name, run, help)
+        sub.add_argument("id", metavar="ID", type=str.lower)
+        sub.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
+    rotate = command("rotate", Admin.rotate, "give a credential a new secret and write its file anew")
+    writes_file(rotate)
+    for sub in (
+        rotate,
+        command("remove", Admin.remove, "forget a credential"),
+        command("disable", Admin.disable, "refuse a credential until it is enabled again"),
+        command("enable", Admin.enable, "accept a disabled credential again"),
+    ):
+        sub.add_argument("id", metavar="ID", type=str.lower)
+    return parser
+
+
+def _label(text: str) -> str:
+    try:
+        return names.label(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _uuid(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no UUID")
+    return text.lower()
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number (1-65535)")
+    return int(text)
+
+
+def _period(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds (1-99999)")
+    return int(text)
+
+
+Answer = tuple[Any, str]  # the same for programs (--json) and for people
+
+
+class Admin:
+    """The subcommands.  Each raises before it has changed anything, or returns its Answer."""
+
+    def __init__(self, settings: config.Config, owner: Owner | None) -> None:
+        self._settings = settings
+        self._owner = owner
+
+    def add(self, wanted: argparse.Namespace) -> Answer:
+        labels = list(dict.fromkeys(wanted.labels))
+        self._refuse_reserved(labels)
+        if wanted.port is not None and len(labels) > 1:
+            raise Refused("--port fixes the port of one label: add the others without it, or each by itself")
+        if wanted.port == self._settings.port:
+            raise Refused(f"port {wanted.port} is the service's own")
+        credential = Credential(
+            id=wanted.id or str(uuid.uuid4()),
+            secret=_secret(wanted.algorithm),
+            digits=wanted.digits,
+            period=wanted.period,
+            algorithm=wanted.algorithm,
+            generation=secrets.randbits(31),  # an ID that is removed and added again is another credential
+        )
+        entry = Entry(credential, tuple(labels), int(time.time()))
+        content = self._agent_file(entry, wanted.format)
+        uri = self._uri(entry)
+        with self._store() as store:
+            plain, other = _file_names(entry, wanted.format)
+            file = other if store.find(labels[0]) and not wanted.force else plain
+            with _written(file, content, wanted.force):
+                store.add(credential, labels, wanted.port, entry.created)
+            document = self._document(store, entry, uri) | {"file": str(file), "uri": uri}
+        return document, f"Added {_words(document)}.\n{self._next_steps(file, labels[0])}"
+
+    def entries(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            documents = [self._document(store, entry) for entry in store.entries()]
+        return documents, "\n".join(map(_words, documents)) or "No credentials yet: add LABEL makes one."
+
+    def show(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            found = store.find(wanted.what)
+            if not found:
+                raise Refused(f"there is no ID and no label {wanted.what}: see taas_admin.py list")
+            documents = [self._document(store, entry, self._uri(entry)) for entry in found]
+        pages = ("\n".join(f"{key:<10} {_plain(d[key])}" for key in d) for d in documents)
+        return documents, "\n\n".join(pages)
+
+    def grant(self, wanted: argparse.Namespace) -> Answer:
+        self._refuse_reserved(wanted.labels)
+        with self._store() as store:
+            store.grant(wanted.id, wanted.labels)
+            document = self._document(store, store.find(wanted.id)[0])
+        return document, f"Granted: {_words(document)}.\nIts agent registers the `labels` of its agent file."
+
+    def revoke(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            store.revoke(wanted.id, wanted.labels)
+            document = self._document(store, store.find(wanted.id)[0])
+        return document, f"Revoked; it keeps: {_words(document)}."
+
+    def remove(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            store.remove(wanted.id)
+        return {"id": wanted.id, "removed": True}, f"Removed ID {wanted.id}."
+
+    def rotate(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            entry = self._entry(store, wanted.id)
+            if not entry.labels:
+                raise Refused(f"ID {wanted.id} has no label to name its file after: grant one first")
+            new = replace(entry.credential, secret=_secret(entry.credential.algorithm))
+            entry = replace(entry, credential=new)
+            content = self._agent_file(entry, wanted.format)
+            uri = self._uri(entry)
+            plain, other = _file_names(entry, wanted.format)
+            shared = len(store.find(entry.labels[0])) > 1
+            file = other if shared or (plain.exists() and not wanted.force) else plain
+            with _written(file, content, wanted.force):
+                store.rotate(new.id, new.secret)
+            document = self._document(store, entry, uri) | {"file": str(file), "uri": uri}
+        return document, f"New secret for {_words(document)}.\n{self._next_steps(file, entry.labels[0])}"
+
+    def disable(self, wanted: argparse.Namespace) -> Answer:
+        return self._set_enabled(wanted.id, False)
+
+    def enable(self, wanted: argparse.Namespace) -> Answer:
+        return self._set_enabled(wanted.id, True)
+
+    def _set_enabled(self, id: str, enabled: bool) -> Answer:
+        with self._store() as store:
+            store.set_enabled(id, enabled)
+            document = self._document(store, store.find(id)[0])
+        return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
+
+    def _refuse_reserved(self, labels: list[str]) -> None:
+        reserved = self._settings.reserved_label
+        if reserved in labels:
+            raise Refused(f"label {reserved} is taken: {self._settings.registrar} is the registrar itself")
+
+    @contextlib.contextmanager
+    def _store(self) -> Iterator[Store]:
+        make_folder(self._settings.database.parent, self._owner)
+        store = Store(self._settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=self._owner)
+        with contextlib.closing(store):
+            yield store
+
+    @staticmethod
+    def _entry(store: Store, id: str) -> Entry:
+        for entry in store.find(id):
+            if entry.credential.id == id:
+                return entry
+        raise Refused(f"there is no ID {id}: see taas_admin.py list")
+
+    @staticmethod
+    def _document(store: Store, entry: Entry, uri: str = "") -> dict[str, Any]:
+        """ENTRY for --json; its secret only where the URI is given too."""
+        c = entry.credential
+        ports = {label: store.label_port(label)[0] for label in entry.labels}
+        document: dict[str, Any] = {
+            "id": c.id,
+            "labels": list(entry.labels),
+            "ports": {label: port for label, port in ports.items() if port},  # the fixed ones
+            "digits": c.digits,
+            "period": c.period,
+            "algorithm": c.algorithm,
+            "enabled": c.enabled,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.created)),
+        }
+        return document | {"secret": c.secret, "uri": uri} if uri else document
+
+    def _uri(self, entry: Entry) -> str:
+        try:
+            import pyotp
+        except ImportError:
+            raise Refused(NO_PYOTP) from None
+        c = entry.credential
+        digest = getattr(hashlib, c.algorithm.lower())
+        name = f"{entry.labels[0] if entry.labels else c.id}.{self._settings.servers}"
+        totp = pyotp.TOTP(c.secret, digits=c.digits, digest=digest, interval=c.period)
+        return totp.provisioning_uri(name=name, issuer_name=self._settings.registrar)
+
+    def _next_steps(self, file: Path, label: str) -> str:
+        port = "" if self._settings.port == 443 else f":{self._settings.port}"
+        run = f"    python taas_agent.py {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
+        return (
+            f"Wrote {file}: it holds the secret.  Copy it to the hidden server"
+            + (f", and run there\n{run}" if run else ", for the original client.\n")
+            + f"Visitors then come to\n    https://{label}.{self._settings.servers}{port}/"
+        )
+
+    # The file that the hidden server is given.
+
+    def _agent_file(self, entry: Entry, format: str) -> str:
+        pem = self._certificate()
+        pin = pem if _is_self_signed(pem) else None
+        return self._agent_js(entry, pin) if format == "js" else self._agent_ini(entry, pin)
+
+    def _certificate(self) -> str:
+        path = self._settings.certificate
+        try:
+            pem = _PEM.search(path.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            raise Refused(f"certificate {path} is missing: run make_cert.py, or put yours there") from None
+        if not pem:
+            raise Refused(f"certificate {path} holds no PEM certificate")
+        return pem[0].replace("\r", "")
+
+    def _agent_ini(self, entry: Entry, pin: str | None) -> str:
+        s, c = self._settings, entry.credential
+        lines = [
+            "[registrar]",
+            f"name = {s.registrar}",
+            f"port = {s.port}",
+            f"address = {', '.join(s.public)}",
+            f"trust = {'pin' if pin else 'system'}",
+        ]
+        if pin:
+            lines += ["certificate =", *(f"    {line}" for line in pin.splitlines())]
+        lines += [
+            "",
+            "[credential]",
+            f"id = {c.id}",
+            f"secret = {c.secret}",
+            f"digits = {c.digits}",
+            f"period = {c.period}",
+            f"algorithm = {c.algorithm}",
+            f"labels = {', '.join(entry.labels)}",
+            f"servers = {s.servers}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _agent_js(self, entry: Entry, pin: str | None) -> str:
+        s, c = self._settings, entry.credential
+        if c.algorithm != "SHA1":
+            raise Refused(f"the original client knows SHA1 only, not {c.algorithm}")
+        server: dict[str, Any] = {"hostname": s.registrar, "port": s.port}
+        if pin:  # else the client's own list of authorities is the right one
+            server["ca"] = {"type": "Buffer", "data": list(f"{pin}\n".encode())}
+        params = {
+            "base32": c.secret,
+            "step": c.period,
+            "length": c.digits,
+            "issuer": s.servers,
+            "uuid": [c.id],
+            "labels": list(entry.labels),
+            "server": server,
+        }
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in params.items())
+        return f"exports.params = {{\n{lines}\n}}\n"
+
+
+Command = Callable[[Admin, argparse.Namespace], Answer]
+
+
+def _secret(algorithm: str) -> str:
+    return base64.b32encode(secrets.token_bytes(SECRET_BYTES[algorithm])).decode().rstrip("=")
+
+
+def _file_names(entry: Entry, format: str) -> tuple[Path, Path]:
+    """The plain name of ENTRY's file, and the one for where another ID has the same label."""
+    label, suffix = entry.labels[0], SUFFIX[format]
+    return Path(f"{label}{suffix}"), Path(f"{label}-{entry.credential.id[:8]}{suffix}")
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: str, force: bool) -> Iterator[None]:
+    """PATH holds CONTENT, readable for us alone, if the body succeeds; else it is as it was."""
+    new = path.with_name(f".{path.name}.{os.getpid()}") if force else path
+    try:
+        descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise Refused(f"{new} exists: move it away, or write over it with --force") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+        yield
+    except BaseException:
+        new.unlink()
+        raise
+    new.replace(path)
+
+
+def _words(document: dict[str, Any]) -> str:
+    labels = [f"{label} (port {document['ports'][label]})" if label in document["ports"] else label
+              for label in document["labels"]]  # fmt: skip
+    state = "" if document["enabled"] else "  DISABLED"
+    return f"{document['id']}  {', '.join(labels) or 'no label'}{state}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _is_self_signed(pem: str) -> bool:
+    """Whether issuer and subject are the same (RFC 5280 4.1; the ssl module does not tell)."""
+    try:
+        (_, certificate), *_ = _elements(ssl.PEM_cert_to_DER_cert(pem))
+        (_, to_be_signed), *_ = _elements(certificate)
+        fields = list(_elements(to_be_signed))
+        has_version = fields[0][0] == 0xA0  # only version 1 does not say so
+        _serial, _algorithm, issuer, _validity, subject = fields[has_version : has_version + 5]
+    except (IndexError, ValueError):
+        raise Refused("the certificate is damaged") from None
+    return issuer == subject
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """The tag and the content of each element in DER."""
+    at = 0
+    while at < len(der):
+        tag, length = der[at], der[at + 1]
+        at += 2
+        if length & 0x80:
+            octets = length & 0x7F
+            length = int.from_bytes(der[at : at + octets], "big")
+            at += octets
+        yield tag, der[at : at + length]
+        at += length
+
+
+if __name__ == "__main__":
+    sys.exit(main())
