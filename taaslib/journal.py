@@ -19,7 +19,7 @@ from taaslib.outcomes import Outcome
 _PLAIN = re.compile(r"[A-Za-z0-9._:/\[\]*,+-]+")
 _LONGEST = 4096  # characters of one value
 
-_LEVELS = {
+LEVELS = {
     Outcome.STORE_BROKEN: logging.ERROR,
     Outcome.FAULT: logging.ERROR,
     Outcome.PORT_FAILED: logging.ERROR,
@@ -31,6 +31,7 @@ _LEVELS = {
     Outcome.CODE_OVERUSED: logging.WARNING,
     Outcome.STRANGER: logging.WARNING,
     Outcome.FULL: logging.WARNING,
+    Outcome.CLAIMED: logging.DEBUG,
     Outcome.SILENT: logging.DEBUG,
     Outcome.GONE: logging.DEBUG,
     Outcome.TLS_FAILED: logging.DEBUG,
@@ -52,7 +53,7 @@ class Journal:
 
     def note(self, outcome: Outcome, **facts: object) -> None:
         """Write one line; facts that are None are left out."""
-        level = _LEVELS.get(outcome, logging.INFO)
+        level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:
             return
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")

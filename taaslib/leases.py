@@ -141,8 +141,7 @@ class Leases:
         self._ps_of_label.subtract((lease.right.label,))
         lease.timer.cancel()
         lease.listener.close()
-        if outcome is not Outcome.CLAIMED:
-            self._journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)
+        self._journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)
 
     # Port q
 

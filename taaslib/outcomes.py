@@ -25,45 +25,45 @@ class Outcome(enum.Enum):
     WARNING = "warning"  # something the operator should mend
 
     # An exchange at the front door
-    REGISTERED = "registered"
-    REDIRECTED = "redirected"
+    REGISTERED = "registered"  # a port p was opened for a hidden server
+    REDIRECTED = "redirected"  # a mobile client was sent to port q
     LISTED = "listed"  # GET /pairings/LABEL
     BAD_REQUEST = "bad-request"  # not our HTTP, or malformed parameters
     WRONG_CODE = "wrong-code"  # no such ID, a wrong code, or a disabled ID: the answer does not tell which
     CODE_USED = "code-used"  # spent from another address, or older than the newest one from this address
     CODE_OVERUSED = "code-overused"  # right, but used more often than `reuse` allows
     NO_CREDENTIALS = "no-credentials"  # no Authorization header, or another scheme
-    NOT_GRANTED = "not-granted"
+    NOT_GRANTED = "not-granted"  # a right code, and a label that is not its ID's
     NOT_FOUND = "not-found"  # a path or method that we do not serve
     MISDIRECTED = "misdirected"  # a Host that is not ours
     NOT_SERVED = "not-served"  # nobody waits under the label
     FULL = "full"  # no seat or port left
-    STORE_BUSY = "store-busy"
+    STORE_BUSY = "store-busy"  # the database did not answer in time
     PLAIN_HTTP = "plain-http"  # no TLS spoken to the TLS port
-    TLS_FAILED = "tls-failed"
+    TLS_FAILED = "tls-failed"  # the handshake came to nothing
     SILENT = "silent"  # a deadline passed before the request was whole
     GONE = "gone"  # the peer left before it was answered
 
     # A lease on port p or q
-    OPENED = "opened"
-    CLAIMED = "claimed"
-    UNCLAIMED = "unclaimed"
+    OPENED = "opened"  # q is listened on
+    CLAIMED = "claimed"  # p has got its connection
+    UNCLAIMED = "unclaimed"  # nobody came to p in time
     STRANGER = "stranger"  # somebody else than the registrant came to p
     QUIET = "quiet"  # q: its label has not been served for long enough
     CHANGED = "changed"  # q: the operator gave the label another port
 
     # A leg that waits
-    WAITS = "waits"
-    HUNG_UP = "hung-up"
-    RESET = "reset"
+    WAITS = "waits"  # a responder waits
+    HUNG_UP = "hung-up"  # the peer closed the connection
+    RESET = "reset"  # the peer reset the connection
     TIMED_OUT = "timed-out"  # keep-alive or TCP_USER_TIMEOUT: the path is dead
     DISPLACED = "displaced"  # a newer responder of the same ID took its seat
-    REVOKED = "revoked"
+    REVOKED = "revoked"  # the operator took the right away
     NOBODY_CAME = "nobody-came"  # a parked client's patience ran out
     SHUTDOWN = "shutdown"  # the service ends
 
     # A pair (RESET, TIMED_OUT, SHUTDOWN too)
-    PAIRED = "paired"
+    PAIRED = "paired"  # a mobile client met a hidden server
     COMPLETE = "complete"  # both sides finished and all was delivered
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long
 

@@ -1,0 +1,56 @@
+"""Log lines: their form, their levels, and that docs/operations.md lists them all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taaslib.journal import LEVELS, Journal
+from taaslib.outcomes import Outcome
+
+OPERATIONS = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+
+
+@contextlib.contextmanager
+def journal(file: Path, *options: str) -> Iterator[Journal]:
+    with contextlib.closing(Journal(file, *options)) as journal:
+        yield journal
+
+
+def test_a_text_line_is_time_level_event_and_facts(tmp_path: Path) -> None:
+    with journal(tmp_path / "log") as log:
+        log.note(Outcome.PAIRED, label="home", port=3, cause=None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00 info paired label=home port=3\n", text(tmp_path))
+
+
+@pytest.mark.parametrize("hostile", ["a b", 'a"b', "a\nfake line", "a\x1b[31m", "\u202e", "", "a=b"])
+def test_a_value_can_not_forge_a_line_or_move_the_cursor(tmp_path: Path, hostile: str) -> None:
+    for form in ("text", "json"):
+        with journal(tmp_path / "log", form) as log:
+            log.note(Outcome.WARNING, cause=hostile)
+    first, second = text(tmp_path).splitlines()
+    assert first.endswith(f"cause={json.dumps(hostile)}")
+    assert json.loads(second)["cause"] == hostile
+    assert text(tmp_path).isascii()
+
+
+def test_a_value_is_cut_at_a_length(tmp_path: Path) -> None:
+    with journal(tmp_path / "log") as log:
+        log.note(Outcome.WARNING, cause="x" * 100_000)
+    assert len(text(tmp_path)) < 5000
+
+
+def test_operations_md_lists_every_event_with_its_level() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z]+) \|", OPERATIONS.read_text(), re.MULTILINE)
+    levels = {o.value: logging.getLevelName(LEVELS.get(o, logging.INFO)).lower() for o in Outcome}
+    assert dict(rows) == levels
+
+
+def text(folder: Path) -> str:
+    return (folder / "log").read_text()
