@@ -16,7 +16,8 @@ What splice(2) does not say, and each costs something:
 - EAGAIN means "socket empty" or "pipe full", and hides the end of the stream too: we splice in only when
   the pipe is empty, so that EAGAIN is about the socket.
 - One octet of TCP urgent data makes a socket readable for ever while splice returns EAGAIN: a remote spin.
-  recv(2) steps over it, so EAGAIN sends us back to copying.
+  recv(2) steps over it, so EAGAIN sends us back to copying.  With a FIN behind that octet splice returns 0
+  as if the stream were at its end, with octets still to come: so only recv's 0 is believed.
 - After a reset, splice returns what is buffered, ECONNRESET once, then 0, as if the peer had ended in order:
   any OSError is the end of the pair.
 - A pipe counts slots, not octets: 600 sends of one octet fill a 64 KiB pipe with 16 of them.  So pipes are
@@ -31,7 +32,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from typing import Protocol
+
+if sys.platform != "win32":
+    import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
 
 SMALL = 16 * 1024  # a read while messages are small, octets
 LARGE = 256 * 1024  # a ring in bulk; 64 KiB costs twice the CPU time per byte
@@ -217,6 +222,8 @@ class SplicePump(RingPump):
         return not self._in_pipe and super().has_room
 
     def fill(self) -> None:
+        if self._in_pipe:
+            return self.drain()
         if self._full_reads < _FULL_READS or self._ring:
             return super().fill()
         self._pipe = self._pools.borrow_pipe()
@@ -225,12 +232,12 @@ class SplicePump(RingPump):
         try:
             self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
         except BlockingIOError:
+            pass
+        came = self._in_pipe
+        if came < _TRICKLE:
             self._full_reads = 0
-        else:
-            self.at_end = self._in_pipe == 0
-            if self._in_pipe < _TRICKLE:
-                self._full_reads = 0
-        return self.drain()
+        self.drain()
+        return None if came else super().fill()
 
     def drain(self) -> None:
         if self._pipe is None:
@@ -254,8 +261,6 @@ class SplicePump(RingPump):
 
 
 def _new_pipe() -> tuple[int, int] | None:
-    import fcntl  # not on every system; where splice is, it is too
-
     try:
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # out of descriptors: copying needs none

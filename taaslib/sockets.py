@@ -9,8 +9,12 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 
 from taaslib.names import Peer, plain_address
+
+if sys.platform != "win32":
+    import fcntl
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
 _TCP_INFO_SIZE = 104
@@ -72,11 +76,11 @@ def unanswered(sock: socket.socket) -> float | None:
 
 def unsent(sock: socket.socket) -> int:
     """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""
+    if sys.platform == "win32":
+        return 0
     try:
-        import fcntl  # not on Windows
-
         return int(struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, b"\0\0\0\0"))[0])
-    except (ImportError, OSError):
+    except OSError:
         return 0
 
 

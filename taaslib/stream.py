@@ -79,6 +79,7 @@ class TlsStream:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._unsent = b""
         self._closing = False
+        self._fault = ""
         self.established = False
 
     @property
@@ -95,6 +96,8 @@ class TlsStream:
             raw = self._sock.recv(_CHUNK)
         except BlockingIOError:
             return None
+        if self._fault:
+            raise TlsFailed(self._fault)
         if raw:
             self._incoming.write(raw)
         else:
@@ -108,15 +111,15 @@ class TlsStream:
                 data += chunk
         except ssl.SSLWantReadError:
             # A peer may make OpenSSL answer without end (KeyUpdate) and never read the answers.
-            if self._outgoing.pending > _MAX_UNREAD:
+            if len(self._unsent) + self._outgoing.pending > _MAX_UNREAD:
                 raise TlsFailed("the peer does not read") from None
             return data or None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return data
         except ssl.SSLError as error:
-            if data:  # what came before the fault still counts; the fault shows at the next reading
-                return data
-            raise TlsFailed(error.reason or "malformed TLS") from None
+            self._fault = error.reason or "malformed TLS"
+            if not data:
+                raise TlsFailed(self._fault) from None
         return data  # close_notify; what came before it still counts
 
     def send(self, data: bytes) -> None:
