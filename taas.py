@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from taaslib import __version__
         from taaslib.config import ConfigError, load
-        from taaslib.service import CannotStart, Service, check
+        from taaslib.service import CannotStart, Service, check, hold_signals
     except ModuleNotFoundError as error:
         if error.name != "pyotp":
             raise
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             print(f"{arguments.ini}: good")
             return 0
+        hold_signals(True)  # one that comes while we start is served as soon as we have
         service = Service(config)
     except (ConfigError, CannotStart) as error:
         print(f"taas: {error}", file=sys.stderr)

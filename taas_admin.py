@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         ("revoke", Admin.revoke, "take labels away from a credential"),
     ):
         sub = command(name, run, help)
-        sub.add_argument("id", metavar="ID", type=str.lower)
+        sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
         sub.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
     rotate = command("rotate", Admin.rotate, "give a credential a new secret and write its file anew")
     writes_file(rotate)
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         command("disable", Admin.disable, "refuse a credential until it is enabled again"),
         command("enable", Admin.enable, "accept a disabled credential again"),
     ):
-        sub.add_argument("id", metavar="ID", type=str.lower)
+        sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
     return parser
 
 
@@ -180,7 +180,7 @@ class Admin:
             file = other if store.find(labels[0]) and not wanted.force else plain
             with _written(file, content, wanted.force):
                 store.add(credential, labels, wanted.port, entry.created)
-            document = self._document(store, entry, uri) | {"file": str(file), "uri": uri}
+            document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"Added {_words(document)}.\n{self._next_steps(file, labels[0])}"
 
     def entries(self, wanted: argparse.Namespace) -> Answer:
@@ -190,9 +190,7 @@ class Admin:
 
     def show(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
-            found = store.find(wanted.what)
-            if not found:
-                raise Refused(f"there is no ID and no label {wanted.what}: see taas_admin.py list")
+            found = store.find(wanted.what) or [self._entry(store, wanted.what)]
             documents = [self._document(store, entry, self._uri(entry)) for entry in found]
         pages = ("\n".join(f"{key:<10} {_plain(d[key])}" for key in d) for d in documents)
         return documents, "\n\n".join(pages)
@@ -200,26 +198,29 @@ class Admin:
     def grant(self, wanted: argparse.Namespace) -> Answer:
         self._refuse_reserved(wanted.labels)
         with self._store() as store:
-            store.grant(wanted.id, wanted.labels)
-            document = self._document(store, store.find(wanted.id)[0])
+            id = self._entry(store, wanted.what).credential.id
+            store.grant(id, wanted.labels)
+            document = self._document(store, self._entry(store, id))
         return document, f"Granted: {_words(document)}.\nIts agent registers the `labels` of its agent file."
 
     def revoke(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
-            store.revoke(wanted.id, wanted.labels)
-            document = self._document(store, store.find(wanted.id)[0])
+            id = self._entry(store, wanted.what).credential.id
+            store.revoke(id, wanted.labels)
+            document = self._document(store, self._entry(store, id))
         return document, f"Revoked; it keeps: {_words(document)}."
 
     def remove(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
-            store.remove(wanted.id)
-        return {"id": wanted.id, "removed": True}, f"Removed ID {wanted.id}."
+            id = self._entry(store, wanted.what).credential.id
+            store.remove(id)
+        return {"id": id, "removed": True}, f"Removed ID {id}."
 
     def rotate(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
-            entry = self._entry(store, wanted.id)
+            entry = self._entry(store, wanted.what)
             if not entry.labels:
-                raise Refused(f"ID {wanted.id} has no label to name its file after: grant one first")
+                raise Refused(f"ID {wanted.what} has no label to name its file after: grant one first")
             new = replace(entry.credential, secret=_secret(entry.credential.algorithm))
             entry = replace(entry, credential=new)
             content = self._agent_file(entry, wanted.format)
@@ -229,19 +230,20 @@ class Admin:
             file = other if shared or (plain.exists() and not wanted.force) else plain
             with _written(file, content, wanted.force):
                 store.rotate(new.id, new.secret)
-            document = self._document(store, entry, uri) | {"file": str(file), "uri": uri}
+            document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"New secret for {_words(document)}.\n{self._next_steps(file, entry.labels[0])}"
 
     def disable(self, wanted: argparse.Namespace) -> Answer:
-        return self._set_enabled(wanted.id, False)
+        return self._set_enabled(wanted.what, False)
 
     def enable(self, wanted: argparse.Namespace) -> Answer:
-        return self._set_enabled(wanted.id, True)
+        return self._set_enabled(wanted.what, True)
 
-    def _set_enabled(self, id: str, enabled: bool) -> Answer:
+    def _set_enabled(self, what: str, enabled: bool) -> Answer:
         with self._store() as store:
+            id = self._entry(store, what).credential.id
             store.set_enabled(id, enabled)
-            document = self._document(store, store.find(id)[0])
+            document = self._document(store, self._entry(store, id))
         return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
 
     def _refuse_reserved(self, labels: list[str]) -> None:
@@ -257,11 +259,18 @@ class Admin:
             yield store
 
     @staticmethod
-    def _entry(store: Store, id: str) -> Entry:
-        for entry in store.find(id):
-            if entry.credential.id == id:
+    def _entry(store: Store, what: str) -> Entry:
+        """The credential with that ID, or the only one of that label."""
+        found = store.find(what)
+        for entry in found:
+            if entry.credential.id == what:
                 return entry
-        raise Refused(f"there is no ID {id}: see taas_admin.py list")
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(entry.credential.id for entry in found)
+            raise Refused(f"label {what} has several IDs, say which: {ids}")
+        raise Refused(f"there is no ID and no label {what}: see taas_admin.py list")
 
     @staticmethod
     def _document(store: Store, entry: Entry, uri: str = "") -> dict[str, Any]:

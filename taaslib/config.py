@@ -66,7 +66,7 @@ class Config:
 def load(path: Path) -> Config:
     """Read and parse the file at PATH.  Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad may write a BOM
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {_cause(error)}") from None
     return parse(text, path)

@@ -12,7 +12,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rb"(%s) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])" % _TOKEN)
+# RFC 9112 3.2 has targets in ASCII, but clients send what people type: other octets pass as they are.
+_REQUEST_LINE = re.compile(rb"(%s) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])" % _TOKEN)
 _FIELD_LINE = re.compile(rb"(%s):([\t\x20-\x7e\x80-\xff]*)" % _TOKEN)
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _LONE_CR_OR_LF = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\0")
@@ -102,7 +103,7 @@ def _parse(head: bytes) -> Request:
     match = _REQUEST_LINE.fullmatch(request_line)
     if not match:
         raise BadRequest(400, "malformed request line")
-    method, target, version = (part.decode("ascii") for part in match.groups())
+    method, target, version = (part.decode("latin-1") for part in match.groups())
     if version not in ("1.0", "1.1"):
         raise BadRequest(505, "this service speaks HTTP/1.1")
     fields = _fields(field_lines)

@@ -22,7 +22,7 @@ from taaslib.pump import Pools
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
 
-_CHECK_SECONDS = 10.0  # between looks at all live pairs
+_CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,9 @@ class Lobby:
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
-        loop.call_later(_CHECK_SECONDS, self._check_live)
+        shortest = min(limits.dead_after, limits.idle or limits.dead_after)
+        self._check_seconds = max(1.0, min(_CHECK_SECONDS, shortest / 4))
+        loop.call_later(self._check_seconds, self._check_live)
 
     # Who comes
 
@@ -290,7 +292,7 @@ class Lobby:
         return list(self._live)
 
     def _check_live(self) -> None:
-        self.loop.call_later(_CHECK_SECONDS, self._check_live)
+        self.loop.call_later(self._check_seconds, self._check_live)
         for relay in self.relays:
             relay.check(self.limits.dead_after, self.limits.idle)
 

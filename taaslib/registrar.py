@@ -108,7 +108,7 @@ class Registrar:
         spent = self._store.spend_step(claim.id, step, address, current + authorization.DRIFT)
         if spent in (Spent.ELSEWHERE, Spent.STALE):
             return _refused_code(Outcome.CODE_USED, label, claim.id)
-        if self._count_use(claim.id, step, current) > self._reuse:
+        if self._count_use(claim.id, step, current, spent) > self._reuse:
             next_step = ("Retry-After", str(secret.period - int(now) % secret.period))
             message = "This code was used too often; wait for the next one."
             return _no(Outcome.CODE_OVERUSED, 429, message, next_step, label=label, id=claim.id)
@@ -117,11 +117,12 @@ class Registrar:
             return _no(Outcome.NOT_GRANTED, 403, message, label=label, id=claim.id)
         return Right(label, claim.id, credential.generation)
 
-    def _count_use(self, id: str, step: int, current: int) -> int:
+    def _count_use(self, id: str, step: int, current: int, spent: Spent) -> int:
         uses = self._uses.setdefault(id, {})
         for old in [old for old in uses if old < current - authorization.DRIFT]:
             del uses[old]
-        uses[step] = uses.get(step, 0) + 1
+        # One that was spent before we were started has been used once at least.
+        uses[step] = uses.get(step, int(spent is Spent.AGAIN)) + 1
         return uses[step]
 
     def _register(self, right: Right, peer: Peer) -> Answer:

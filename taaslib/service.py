@@ -220,6 +220,7 @@ class Service:
             number: signal.signal(number, lambda *_, call=call: call()) for number, call in handlers.items()
         }
         try:
+            hold_signals(False)
             yield
         finally:
             for number, handler in old.items():
@@ -265,6 +266,13 @@ class _Wake:
         self._writer.close()
 
 
+def hold_signals(held: bool) -> None:
+    """Let the signals that steer the service wait (while it starts), or come."""
+    if hasattr(signal, "pthread_sigmask"):
+        how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
 def check(config: Config) -> None:
     """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
     tls_context(config)
@@ -281,8 +289,9 @@ def check(config: Config) -> None:
         raise ConfigError(f"{config.path}: [taas] database: no folder {config.database.parent}")
     if config.database.exists():
         _open_store(config).close()
-    if config.log.file and not os.access(config.log.file.parent, os.W_OK):
-        raise ConfigError(f"{config.path}: [log] file: can't write in {config.log.file.parent}")
+    log = config.log.file
+    if log and (log.is_dir() or not os.access(log if log.exists() else log.parent, os.W_OK)):
+        raise ConfigError(f"{config.path}: [log] file: can't write {log}")
 
 
 def tls_context(config: Config) -> ssl.SSLContext:

@@ -41,12 +41,25 @@ class Process:
         self.prefix: list[str] = []  # words before the command: ip netns exec NAME
         self.connect = lambda: socket.create_connection(("127.0.0.1", self.port), 10)
 
-    def start(self) -> Process:
+    def launch(self) -> Process:
         self.popen = subprocess.Popen(
             [*self.prefix, sys.executable, str(ROOT / "taas.py"), str(self.ini)],
             stderr=subprocess.PIPE,
             text=True,
         )
+        return self
+
+    def accepts(self) -> bool:
+        try:
+            self.connect().close()
+        except OSError:
+            return False
+        return True
+
+    def start(self) -> Process:
+        """Launch it and wait for its first answer."""
+        self.launch()
+        assert self.popen
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError):

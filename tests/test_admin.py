@@ -100,7 +100,7 @@ def agent_file(path: Path) -> configparser.ConfigParser:
 def test_add_makes_a_credential_a_grant_and_a_file(folder: Path) -> None:
     added = answer(folder, "add", "home")
     assert added["labels"] == ["home"]
-    assert added["file"] == "home.agent.ini"
+    assert added["file"] == str(folder / "home.agent.ini")
     assert str(uuid.UUID(added["id"])) == added["id"]
     assert len(base64.b32decode(added["secret"])) == 20
     store = Store(folder / "taas.db", busy_ms=5000, synchronous="FULL")
@@ -219,7 +219,7 @@ def test_an_id_is_used_once(folder: Path) -> None:
 def test_a_second_id_for_a_label_has_a_file_of_its_own(folder: Path) -> None:
     first = answer(folder, "add", "home")
     second = answer(folder, "add", "home")
-    assert second["file"] == f"home-{second['id'][:8]}.agent.ini"
+    assert second["file"] == str(folder / f"home-{second['id'][:8]}.agent.ini")
     assert agent_file(folder / "home.agent.ini")["credential"]["id"] == first["id"]
     assert agent_file(folder / second["file"])["credential"]["id"] == second["id"]
     assert [entry["id"] for entry in answer(folder, "show", "home")] == [first["id"], second["id"]]
@@ -294,7 +294,7 @@ def test_people_are_told_the_next_step(folder: Path) -> None:
 
 def test_the_original_s_client_can_load_its_file(folder: Path, certificate: bytes) -> None:
     added = answer(folder, "add", "home", "--format", "js", "--digits", 8, "--period", 60)
-    assert added["file"] == "home.js"
+    assert added["file"] == str(folder / "home.js")
     text = (folder / "home.js").read_text()
     params = json.loads(text.removeprefix("exports.params = "))
     ca = params["server"].pop("ca")
@@ -354,15 +354,15 @@ def test_removing(folder: Path) -> None:
 def test_rotating_writes_the_file_anew_but_not_over_another(folder: Path) -> None:
     added = answer(folder, "add", "home", "blog", "--digits", 7)
     rotated = answer(folder, "rotate", added["id"])
-    assert rotated["file"] == f"home-{added['id'][:8]}.agent.ini"
+    assert rotated["file"] == str(folder / f"home-{added['id'][:8]}.agent.ini")
     assert rotated["secret"] != added["secret"]
     assert answer(folder, "show", "home")[0]["secret"] == rotated["secret"]
     assert agent_file(folder / "home.agent.ini")["credential"]["secret"] == added["secret"]
     written = agent_file(folder / rotated["file"])["credential"]
     assert [written[key] for key in ("secret", "digits", "labels")] == [rotated["secret"], "7", "home, blog"]
-    assert f"{rotated['file']} exists" in refused(folder, "rotate", added["id"])
+    assert f"{Path(rotated['file']).name} exists" in refused(folder, "rotate", added["id"])
     forced = answer(folder, "rotate", added["id"], "--force")
-    assert forced["file"] == "home.agent.ini"
+    assert forced["file"] == str(folder / "home.agent.ini")
     assert agent_file(folder / "home.agent.ini")["credential"]["secret"] == forced["secret"]
 
 
@@ -389,7 +389,23 @@ def test_an_id_that_is_removed_and_added_again_is_another_credential(folder: Pat
 def test_an_unknown_id_is_refused(folder: Path, command: str) -> None:
     answer(folder, "add", "home")
     labels = ["home"] if command in ("grant", "revoke") else []
-    assert "there is no ID home" in refused(folder, command, "home", *labels)
+    assert "there is no ID and no label nobody" in refused(folder, command, "nobody", *labels)
+
+
+def test_a_label_stands_for_its_only_id(folder: Path) -> None:
+    id = answer(folder, "add", "home")["id"]
+    assert answer(folder, "disable", "home")["enabled"] is False
+    assert answer(folder, "enable", "home")["enabled"] is True
+    assert answer(folder, "grant", "home", "cam")["labels"] == ["home", "cam"]
+    assert answer(folder, "rotate", "cam", "--force")["id"] == id
+    assert answer(folder, "revoke", "home", "cam")["labels"] == ["home"]
+    assert answer(folder, "remove", "home") == {"id": id, "removed": True}
+
+
+def test_a_label_with_several_ids_asks_which(folder: Path) -> None:
+    ids = [answer(folder, "add", "home")["id"] for _ in range(2)]
+    complaint = refused(folder, "disable", "home")
+    assert all(id in complaint for id in ids)
 
 
 def test_config_and_json_are_taken_before_and_after_the_subcommand(folder: Path, tmp_path: Path) -> None:

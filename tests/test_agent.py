@@ -156,6 +156,7 @@ class Registrar:
             label: queue.Queue() for label in ("home", "cam")
         }
         self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate.certificate, certificate.key)
         self._context.sni_callback = lambda _, name, __: self.server_names.add(name)
@@ -186,13 +187,16 @@ class Registrar:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts on it
             sock.close()
+        for thread in self._threads:  # one of them may be about to hand a connection over
+            thread.join(PATIENCE)
         for waiting in self._responders.values():
             while not waiting.empty():
                 waiting.get().close()
 
-    @staticmethod
-    def _spawn(what: Callable[..., None], *arguments: object) -> None:
-        threading.Thread(target=what, args=arguments, daemon=True).start()
+    def _spawn(self, what: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=what, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

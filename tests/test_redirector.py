@@ -221,3 +221,10 @@ def test_a_locked_database_is_a_503_that_still_has_a_location(build: Callable[..
     other.close()
     assert (reply.status, reply.fields["location"]) == (503, f"https://{HOST}/x")
     assert house.get("/x").status == 307
+
+
+def test_octets_outside_ascii_come_back_as_they_went(house: House) -> None:
+    house.responder()
+    host = HOST.encode()
+    reply = house.ask("GET /café HTTP/1.1\r\nHost: ".encode() + host + b"\r\n\r\n", HOST)
+    assert f":{house.q()}/café\r\n".encode() in reply.raw

@@ -322,3 +322,10 @@ def test_an_id_may_be_written_in_capitals(house: House) -> None:
     with house.admin() as store:
         store.add(Credential(id.lower(), SECRETS[ID]), ["big"], None, 0)
     assert house.put("big", id, house.code()).status == 200
+
+
+def test_strict_codes_stay_spent_over_a_restart(build: Callable[..., House]) -> None:
+    first = build(limits={"reuse": 1})
+    code = first.code()
+    assert first.put(code=code).status == 200
+    assert build(limits={"reuse": 1}).put(code=code).status == 429

@@ -39,6 +39,19 @@ def test_a_signal_ends_the_service_in_order(process: Callable[..., Process], num
     assert "started" in running.log and "stopped" in running.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_comes_while_it_starts_is_served_when_it_has(
+    process: Callable[..., Process], number: int
+) -> None:
+    running = process().launch()
+    running.until(running.accepts)
+    assert running.popen
+    running.popen.send_signal(number)
+    if number == signal.SIGHUP:
+        running.until(lambda: "what=certificate" in running.log)
+    assert running.stop() == (0, "")
+
+
 def test_the_start_says_ports_credentials_and_pump(process: Callable[..., Process]) -> None:
     running = process("pump = ring").start()
     running.stop()
@@ -100,6 +113,7 @@ def test_version(process: Callable[..., Process]) -> None:
         ("[log]", "key = registrar.crt\n[log]", "[taas] certificate, key"),
         ("[log]", "user = no-such-user\n[log]", "[taas] user"),
         ("[log]", "database = nowhere/taas.db\n[log]", "[taas] database"),
+        ("file = server.log", "file = .", "[log] file"),
     ],
 )
 def test_a_bad_taas_ini_is_one_line_that_names_file_section_and_key(
