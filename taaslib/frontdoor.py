@@ -47,7 +47,7 @@ class FrontDoor:
         self._registrar = registrar
         self._redirector = redirector
         self._names = registrar_name, servers_name
-        self._exchanges: set[Exchange] = set()
+        self._exchanges: dict[Exchange, None] = {}  # oldest first
 
     def welcome(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
@@ -57,7 +57,10 @@ class FrontDoor:
         except OSError:  # it came and went
             sock.close()
             return
-        self._exchanges.add(Exchange(self, sock, peer))
+        if len(self._exchanges) >= self.limits.exchanges:
+            # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
+            next(iter(self._exchanges)).give_up()
+        self._exchanges[Exchange(self, sock, peer)] = None
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         """The one answer to a well-formed request."""
@@ -74,7 +77,7 @@ class FrontDoor:
         )
 
     def left(self, exchange: Exchange) -> None:
-        self._exchanges.discard(exchange)
+        self._exchanges.pop(exchange, None)
 
     def close(self) -> None:
         for exchange in list(self._exchanges):
@@ -138,6 +141,11 @@ class Exchange:
         self.close()
 
     def abort(self) -> None:
+        self.close()
+
+    def give_up(self) -> None:
+        """Make place for another."""
+        self._note(Outcome.DISPLACED)
         self.close()
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ class Limits:
     """
 
     head: int = field(default=16 * KIB, metadata={"unit": "size", "most": MIB})
+    exchanges: int = field(default=1000, metadata={"unit": "count"})
     handshake: float = field(default=10.0, metadata={"unit": "time"})
     request: float = field(default=10.0, metadata={"unit": "time"})
     linger: float = field(default=5.0, metadata={"unit": "time"})

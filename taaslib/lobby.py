@@ -139,13 +139,9 @@ class Lobby:
 
     def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right) -> None:
         """A hidden server's connection has claimed its port p."""
-        limits = self.limits
         try:
-            sockets.no_delay(sock)
-            sockets.keep_alive(
-                sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes
-            )
-            sockets.user_timeout(sock, limits.user_timeout)
+            self._tune(sock)
+            sockets.user_timeout(sock, self.limits.user_timeout)
         except OSError:
             sock.close()
             return
@@ -162,12 +158,8 @@ class Lobby:
 
     def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str) -> None:
         """A mobile client has connected to port q; it is paired once it speaks, or soon without."""
-        limits = self.limits
         try:
-            sockets.no_delay(sock)
-            sockets.keep_alive(
-                sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes
-            )
+            self._tune(sock)
         except OSError:
             sock.close()
             return
@@ -179,6 +171,7 @@ class Lobby:
     def _tune(self, sock: socket.socket) -> None:
         limits = self.limits
         sockets.no_delay(sock)
+        sockets.urgent_in_line(sock)
         sockets.keep_alive(sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes)
 
     def leg_spoke(self, leg: Leg) -> None:

@@ -57,7 +57,7 @@ class Outcome(enum.Enum):
     HUNG_UP = "hung-up"  # the peer closed the connection
     RESET = "reset"  # the peer reset the connection
     TIMED_OUT = "timed-out"  # keep-alive or TCP_USER_TIMEOUT: the path is dead
-    DISPLACED = "displaced"  # a newer responder of the same ID took its seat
+    DISPLACED = "displaced"  # a newer one took its place: of the same ID, or at the front door
     REVOKED = "revoked"  # the operator took the right away
     NOBODY_CAME = "nobody-came"  # a parked client's patience ran out
     SHUTDOWN = "shutdown"  # the service ends

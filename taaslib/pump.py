@@ -16,7 +16,7 @@ What splice(2) does not say, and each costs something:
 - EAGAIN means "socket empty" or "pipe full", and hides the end of the stream too: we splice in only when
   the pipe is empty, so that EAGAIN is about the socket.
 - One octet of TCP urgent data makes a socket readable for ever while splice returns EAGAIN: a remote spin.
-  recv(2) steps over it, so EAGAIN sends us back to copying.  With a FIN behind that octet splice returns 0
+  recv(2) gets past it, so EAGAIN sends us back to copying.  With a FIN behind that octet splice returns 0
   as if the stream were at its end, with octets still to come: so only recv's 0 is believed.
 - After a reset, splice returns what is buffered, ECONNRESET once, then 0, as if the peer had ended in order:
   any OSError is the end of the pair.

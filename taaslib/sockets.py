@@ -49,6 +49,11 @@ def quick_ack(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
+def urgent_in_line(sock: socket.socket) -> None:
+    """Leave TCP urgent octets (RFC 6093) where they stand in the stream; by default they would vanish."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
 def user_timeout(sock: socket.socket, seconds: float) -> None:
     """End the connection when something stays unacknowledged for SECONDS; 0 leaves it to the kernel.
 

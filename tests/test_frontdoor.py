@@ -213,3 +213,13 @@ def test_a_fault_of_ours_closes_one_connection_and_not_the_service(
 def test_a_page_of_another_label_is_not_answered_from_the_registrar(house: House) -> None:
     reply = house.ask(f"PUT /register/home HTTP/1.1\r\nHost: home.{SERVERS}\r\n\r\n".encode())
     assert reply.status == 503
+
+
+def test_one_connection_too_many_displaces_the_oldest(build: Callable[..., House]) -> None:
+    """A flood of half-open handshakes is bounded in memory, and newcomers are served all the same."""
+    house = build(limits={"exchanges": 5})
+    loris = [house.wire(house.service.port).send(b"\x16\x03\x01") for _ in range(20)]
+    house.until(lambda: sum(wire.gone for wire in loris) == 15)
+    assert [wire.gone for wire in loris] == [True] * 15 + [False] * 5
+    assert house.ask(GOOD).status == 401
+    assert len(house.service.door._exchanges) <= 5

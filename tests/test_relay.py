@@ -647,7 +647,7 @@ def test_an_initiator_who_resets_in_the_moment_of_pairing_uses_nothing_up(
     house.until(lambda: responder.received == b"another", "another's octets")
 
 
-# Urgent data: an octet that is not relayed, must not spin and must not cut the stream
+# Urgent data: an octet like the others, which must neither spin nor cut the stream
 
 
 @pytest.mark.parametrize("finish", [False, True])
@@ -663,14 +663,14 @@ def test_an_urgent_octet_in_the_middle_of_bulk_neither_spins_nor_cuts(
         writer.send(data)
         house.until(lambda: not writer.unsent, "sent")
         writer.sock.send(b"!", socket.MSG_OOB)
-        expected += data
+        expected += data + b"!"
     writer.send(b"z" * 50_000)
     expected += b"z" * 50_000
     house.until(lambda: not writer.unsent, "sent")
     if finish:
         writer.finish()
     house.until(lambda: len(reader.received) >= len(expected) or reader.gone, "everything")
-    assert reader.received.replace(b"!", b"") == expected
+    assert reader.received == expected
     assert falls_quiet(house)
     assert reader.ended == finish
     moved_by = getattr(the_relay(house), who).pump
@@ -686,7 +686,17 @@ def test_an_urgent_octet_that_comes_at_once_with_the_rest_and_the_end_cuts_nothi
     initiator.finish()  # all of it in the service's receive queue before its next turn
     house.until(lambda: responder.gone, "the end")
     assert responder.ended
-    assert responder.received == b"a" * 2 * SMALL + b"b" * 40_000 + b"c" * 40_000
+    assert responder.received == b"a" * 2 * SMALL + b"b" * 40_000 + b"!" + b"c" * 40_000
+
+
+@pytest.mark.parametrize("sender", ["responder", "initiator"])
+def test_an_urgent_octet_stays_where_it_stood_in_the_stream(house: House, sender: str) -> None:
+    responder, initiator = house.pair()
+    source, sink = (responder, initiator) if sender == "responder" else (initiator, responder)
+    source.sock.send(b"before")
+    source.sock.send(b"!", socket.MSG_OOB)
+    source.sock.send(b"after")
+    house.until(lambda: sink.received == b"before!after")
 
 
 @pytest.mark.parametrize("then", [b"", b"words"])
@@ -695,12 +705,9 @@ def test_an_urgent_octet_as_the_first_one_of_an_initiator_costs_nothing(house: H
     initiator = house.wire(house.q())
     initiator.sock.send(b"!", socket.MSG_OOB)
     initiator.send(then)
-    assert falls_quiet(house)
-    house.pass_time(1.0)  # first_bytes
     house.until(lambda: house.service.lobby.relays, "the pair")
+    house.until(lambda: responder.received == b"!" + then, "the words")
     assert falls_quiet(house)
-    initiator.send(b"!")
-    house.until(lambda: responder.received == then + b"!", "the words")
     responder.send(b"answer")
     house.until(lambda: initiator.received == b"answer", "the answer")
 
@@ -715,7 +722,7 @@ def test_an_urgent_octet_while_a_responder_waits_costs_nothing(house: House, the
     initiator = house.wire(house.q()).send(b"q")
     house.until(lambda: responder.received == b"q", "the pair")
     responder.send(b"answer")
-    house.until(lambda: initiator.received == then + b"answer", "the answer")
+    house.until(lambda: initiator.received == b"!" + then + b"answer", "the answer")
     assert falls_quiet(house)
 
 
@@ -727,7 +734,7 @@ def test_an_urgent_octet_while_an_initiator_is_parked_costs_nothing(house: House
     initiator.send(b" more")
     assert falls_quiet(house)
     responder = house.wire(house.put().port)
-    house.until(lambda: responder.received == b"words more", "the words")
+    house.until(lambda: responder.received == b"words! more", "the words")
     assert falls_quiet(house)
 
 
@@ -741,7 +748,7 @@ def test_an_urgent_octet_during_a_stall_costs_nothing(house: House) -> None:
     responder.send(b"after")
     assert falls_quiet(house)
     initiator.paused = False
-    house.until(lambda: initiator.received == sent + b"after", "everything")
+    house.until(lambda: initiator.received == sent + b"!after", "everything")
     assert falls_quiet(house)
 
 
