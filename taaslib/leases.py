@@ -17,7 +17,7 @@ from functools import partial
 from taaslib import sockets
 from taaslib.journal import Journal
 from taaslib.limits import Limits
-from taaslib.listener import Listener, open_port
+from taaslib.listener import EXHAUSTED, Listener, open_port
 from taaslib.lobby import Lobby, Right
 from taaslib.loop import Loop, Timer
 from taaslib.names import Peer, network_of
@@ -109,7 +109,9 @@ class Leases:
         for port in self._candidates():
             try:
                 sock = open_port(address, port)
-            except OSError:
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    break
                 continue  # another program's, or another address family's
             listener = Listener(self._loop, sock, partial(self._claim, port), self._on_exhausted)
             timer = self._loop.call_later(
@@ -163,6 +165,8 @@ class Leases:
                 socks = self._open_everywhere(port)
             except OSError as refused:
                 error = refused
+                if error.errno in EXHAUSTED:
+                    break
                 continue
             listeners = [
                 Listener(self._loop, s, partial(self._visit, label), self._on_exhausted) for s in socks

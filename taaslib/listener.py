@@ -15,7 +15,7 @@ from taaslib.loop import Loop, Timer
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
 _PER_TURN = 64  # connections accepted in one turn, so that live pairs get theirs
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def open_port(address: str, port: int) -> socket.socket:
@@ -71,7 +71,7 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self._on_exhausted(error)
                     self._pause = self._loop.call_later(_PAUSE_SECONDS, self._resume)
                     self._update_interest()

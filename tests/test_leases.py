@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 
+import pytest
 from house import ID, LAB_ID, OTHER_ID, SERVERS, House
 
 from taaslib.store import Credential
@@ -212,3 +214,20 @@ def test_all_ports_are_closed_when_the_service_ends(house: House) -> None:
     ports = [house.q(), house.put().port, house.service.port]
     house.close()
     assert not any(house.listening(port) for port in ports)
+
+
+def test_without_descriptors_a_registration_is_503_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one try per port of the range; and with descriptors it works again."""
+    tries: list[int] = []
+
+    def none_left(_address: str, port: int) -> socket.socket:
+        tries.append(port)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("taaslib.leases.open_port", none_left)
+        assert house.put().status == 503
+    assert len(tries) == 1
+    assert house.put().status == 200
