@@ -30,6 +30,7 @@ from taaslib.store import Credential, Entry, Refused, Store, StoreError
 BUSY_MS = 5000
 # RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
 SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
+MODES = ("redirect", "passthrough", "both")
 SUFFIX = {"ini": ".agent.ini", "js": ".js"}
 NO_PYOTP = "pyotp is missing: pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
 
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
     add.add_argument("--id", type=_uuid, metavar="UUID", help="default: a fresh one")
     add.add_argument("--port", type=_port, metavar="N", help="the label's public port, for good")
+    add.add_argument("--mode", choices=MODES, help="how visitors come; see `set` (default: redirect)")
     add.add_argument("--digits", type=int, choices=(6, 7, 8), default=6)
     add.add_argument("--period", type=_period, metavar="SECONDS", default=30)
     add.add_argument("--algorithm", choices=sorted(SECRET_BYTES), default="SHA1")
@@ -110,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, run, help)
         sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
         sub.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
+    change = command("set", Admin.set, "change how visitors come to a label")
+    change.add_argument("label", type=_label, metavar="LABEL")
+    change.add_argument(
+        "--mode",
+        choices=MODES,
+        required=True,
+        help="redirect: to a port of its own; passthrough: on the service's port, by server name; both",
+    )
     rotate = command("rotate", Admin.rotate, "give a credential a new secret and write its file anew")
     writes_file(rotate)
     for sub in (
@@ -179,7 +189,7 @@ class Admin:
             plain, other = _file_names(entry, wanted.format)
             file = other if store.find(labels[0]) and not wanted.force else plain
             with _written(file, content, wanted.force):
-                store.add(credential, labels, wanted.port, entry.created)
+                store.add(credential, labels, wanted.port, entry.created, wanted.mode)
             document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"Added {_words(document)}.\n{self._next_steps(file, labels[0])}"
 
@@ -209,6 +219,11 @@ class Admin:
             store.revoke(id, wanted.labels)
             document = self._document(store, self._entry(store, id))
         return document, f"Revoked; it keeps: {_words(document)}."
+
+    def set(self, wanted: argparse.Namespace) -> Answer:
+        with self._store() as store:
+            store.set_mode(wanted.label, wanted.mode)
+        return {"label": wanted.label, "mode": wanted.mode}, f"{wanted.label}: {wanted.mode}."
 
     def remove(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
@@ -281,6 +296,7 @@ class Admin:
             "id": c.id,
             "labels": list(entry.labels),
             "ports": {label: port for label, port in ports.items() if port},  # the fixed ones
+            "modes": {label: store.mode(label) for label in entry.labels},
             "digits": c.digits,
             "period": c.period,
             "algorithm": c.algorithm,

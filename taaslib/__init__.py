@@ -6,6 +6,7 @@ Read the files in this order; it is the journey of one connection.
       outcomes        the ways an exchange, a lease, a leg or a pair can end
       names           Host -> registrar, label or stranger
       http1           bytes -> Request, Response -> bytes
+      clienthello     a TLS client's first octets -> the server name it asks for
       authorization   the TOTP header -> a Claim -> the time step that it proves
       rendezvous      who meets whom
       limits          how much of everything

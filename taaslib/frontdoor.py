@@ -1,7 +1,8 @@
-"""One HTTPS exchange: bytes in, one answer, linger, close.
+"""One HTTPS exchange: bytes in, one answer, linger, close.  Or none: a connection that asks for the name of a
+pass-through label is handed on as it came, before any TLS of ours.
 
 Knows who a request is for, and neither TOTP nor ports: the registrar and the redirector are handed to it
-as two functions.
+as functions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from taaslib import names, sockets
+from taaslib import clienthello, names, sockets
 from taaslib.http1 import BadRequest, Request, RequestParser, text
 from taaslib.journal import Journal
 from taaslib.limits import Limits
@@ -21,7 +22,16 @@ from taaslib.outcomes import Answer, Outcome
 from taaslib.stream import PlainStream, Stream, TlsFailed, TlsStream
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
+_UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
 _CHUNK = 64 * 1024
+
+
+class Passage(enum.Enum):
+    """What becomes of a connection, by the label in its server name."""
+
+    OURS = "ours"  # our TLS, our answer
+    THROUGH = "through"  # to the hidden server, whose TLS it is
+    CLOSED = "closed"  # the hidden server's TLS, and it is not here
 
 
 class FrontDoor:
@@ -35,6 +45,8 @@ class FrontDoor:
         wall_clock: Callable[[], float],
         registrar: Callable[[Request, Peer], Answer],
         redirector: Callable[[Request, str, Peer], Answer],
+        passage: Callable[[str], Passage],
+        pass_through: Callable[[socket.socket, Peer, str, bytes], None],
         registrar_name: str,
         servers_name: str,
         limits: Limits,
@@ -46,6 +58,8 @@ class FrontDoor:
         self.limits = limits
         self._registrar = registrar
         self._redirector = redirector
+        self._passage = passage
+        self.pass_through = pass_through
         self._names = registrar_name, servers_name
         self._exchanges: dict[Exchange, None] = {}  # oldest first
 
@@ -61,6 +75,15 @@ class FrontDoor:
             # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
             next(iter(self._exchanges)).give_up()
         self._exchanges[Exchange(self, sock, peer)] = None
+
+    def destination(self, name: str) -> tuple[Passage, str]:
+        """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
+        registrar, servers = self._names
+        if label := names.label_of(name, servers):
+            return (Passage.OURS if name == registrar else self._passage(label)), label
+        if name in ("", registrar, servers) or name.endswith("." + servers) or names.is_address(name):
+            return Passage.OURS, ""
+        return Passage.CLOSED, ""
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         """The one answer to a well-formed request."""
@@ -87,7 +110,7 @@ class FrontDoor:
 class State(enum.Enum):
     """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed."""
 
-    QUIET = "quiet"  # no octet has come, so that nothing was spent on it
+    QUIET = "quiet"  # no whole ClientHello has come, so that nothing was spent on it
     HANDSHAKE = "handshake"
     REQUEST = "request"
     ANSWERING = "answering"  # the answer, close_notify and FIN are on their way into the kernel
@@ -98,13 +121,26 @@ class State(enum.Enum):
 class Exchange:
     """One connection to the front door."""
 
-    __slots__ = ("_deadline", "_door", "_dropped", "_parser", "_peer", "_sock", "_stream", "state")
+    __slots__ = (
+        "_deadline",
+        "_door",
+        "_dropped",
+        "_first",
+        "_hello",
+        "_parser",
+        "_peer",
+        "_sock",
+        "_stream",
+        "state",
+    )
 
     def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer) -> None:
         self._door, self._sock, self._peer = door, sock, peer
         self._stream: Stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
         self._dropped = 0  # octets
+        self._hello = clienthello.HelloReader()
+        self._first = bytearray()  # what came before its TLS was known to be ours
         self.state = State.QUIET
         self._deadline = door.loop.call_later(door.limits.handshake, self._on_deadline)
         self._update_interest()
@@ -115,7 +151,7 @@ class Exchange:
     def on_readable(self) -> None:
         try:
             if self.state is State.QUIET:
-                self._first_octet()
+                self._greet()
             if self.state in (State.HANDSHAKE, State.REQUEST):
                 self._receive()
             elif self.state is State.LINGERING:
@@ -151,26 +187,42 @@ class Exchange:
     def close(self) -> None:
         if self.state is State.CLOSED:
             return
+        self._leave()
+        self._sock.close()
+
+    def _leave(self) -> None:
+        """Be done with the socket, which belongs to somebody else from here on, or is closed."""
         self.state = State.CLOSED
         self._deadline.cancel()
         self._door.loop.forget(self._sock.fileno())
-        self._sock.close()
         self._door.left(self)
 
-    def _first_octet(self) -> None:
+    def _greet(self) -> None:
+        """Read until it is known whose TLS this is."""
         try:
-            octet = self._sock.recv(1, socket.MSG_PEEK)
+            data = self._sock.recv(clienthello.MOST - len(self._first))
         except BlockingIOError:
             return
-        if not octet:
+        self._first += data
+        if not data:
             self._note(Outcome.GONE)
             self.close()
-        elif octet[0] == _TLS_HANDSHAKE:
-            self._stream = TlsStream(self._sock, self._door.context)
-            self.state = State.HANDSHAKE
-        else:
+        elif self._first[0] != _TLS_HANDSHAKE:
             response = text(400, "This port speaks TLS: use https:// in front of the address.")
             self._answer(Answer(Outcome.PLAIN_HTTP, response))
+        elif hello := self._hello.feed(data):
+            passage, label = self._door.destination(hello.name)
+            if passage is Passage.OURS:
+                self._stream = TlsStream(self._sock, self._door.context, bytes(self._first))
+                self.state = State.HANDSHAKE
+            elif passage is Passage.THROUGH:
+                self._note(Outcome.PASSED, label=label)
+                self._leave()
+                self._door.pass_through(self._sock, self._peer, label, bytes(self._first))
+            else:
+                self._note(Outcome.UNKNOWN_NAME, label=label or None)
+                self._stream.send(_UNRECOGNIZED_NAME)
+                self._begin_answering()
 
     def _receive(self) -> None:
         try:

@@ -150,7 +150,7 @@ class Leases:
     def port_q(self, label: str) -> int | None:
         """LABEL's q, opened if need be; None when it can't be.  Raises StoreError."""
         lease = self._qs.get(label)
-        if lease is None:
+        if lease is None and self._store.mode(label) != "passthrough":
             lease = self._open_q(label)
         if lease and not lease.kept:
             self._store.keep_port(label, lease.port, int(self._wall_clock()))
@@ -234,7 +234,8 @@ class Leases:
                 self._close_p(port, Outcome.REVOKED)
         for label, q in list(self._qs.items()):
             fixed, _sticky = self._store.label_port(label)
-            if fixed != q.port if fixed else q.fixed or q.port in self._fixed:
+            moved = fixed != q.port if fixed else q.fixed or q.port in self._fixed
+            if moved or self._store.mode(label) == "passthrough":
                 self._close_q(label, Outcome.CHANGED)
                 if self._lobby.served(label):
                     self.serve(label)

@@ -156,14 +156,21 @@ class Lobby:
         else:
             self._act(leg, answer)
 
-    def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str) -> None:
-        """A mobile client has connected to port q; it is paired once it speaks, or soon without."""
+    def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str, early: bytes = b"") -> None:
+        """A mobile client has come to port q, or through the front door with its EARLY octets.
+
+        It is paired once it speaks, or soon without.
+        """
         try:
             self._tune(sock)
         except OSError:
             sock.close()
             return
         leg = Leg(self, sock, peer, label, None)
+        if early:
+            leg.early += early
+            self._seek(leg)
+            return
         self._arriving.add(leg)
         leg.timer = self.loop.call_later(self.limits.first_bytes, lambda: self._seek(leg))
         leg.update_interest()

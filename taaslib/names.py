@@ -53,6 +53,15 @@ def label_of(host: str, servers: str) -> str | None:
     return label if dot and rest == servers and LABEL.fullmatch(label) else None
 
 
+def is_address(host: str) -> bool:
+    """Whether HOST is an IP address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def label(text: str) -> str:
     """TEXT folded to lower case.  Raises ValueError when it is no DNS label."""
     folded = text.lower()

@@ -27,6 +27,10 @@ class Outcome(enum.Enum):
     # An exchange at the front door
     REGISTERED = "registered"  # a port p was opened for a hidden server
     REDIRECTED = "redirected"  # a mobile client was sent to port q
+    PASSED = "passed-through"  # its TLS is the hidden server's: handed on by the server name it asks for
+    UNKNOWN_NAME = (
+        "unknown-name"  # a server name that is not ours, or of a pass-through label that is offline
+    )
     LISTED = "listed"  # GET /pairings/LABEL
     BAD_REQUEST = "bad-request"  # not our HTTP, or malformed parameters
     WRONG_CODE = "wrong-code"  # no such ID, a wrong code, or a disabled ID: the answer does not tell which

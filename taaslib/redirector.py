@@ -37,6 +37,7 @@ class Redirector:
 
     def __init__(
         self,
+        mode: Callable[[str], str],
         served: Callable[[str], bool],
         port_q: Callable[[str], int | None],
         advertise: Callable[[Peer], str],
@@ -44,6 +45,7 @@ class Redirector:
         location: str,
         retry_after: int,
     ) -> None:
+        self._mode = mode
         self._served = served
         self._port_q = port_q
         self._advertise = advertise
@@ -52,9 +54,12 @@ class Redirector:
         self._retry_after = retry_after
 
     def answer(self, request: Request, label: str, peer: Peer) -> Answer:
-        if not self._served(label):
-            return self._offline(request, label, Outcome.NOT_SERVED)
         try:
+            if self._mode(label) == "passthrough":
+                message = "This name is the device's own on this port: ask for it in the TLS handshake (SNI)."
+                return Answer(Outcome.MISDIRECTED, text(421, message), label)
+            if not self._served(label):
+                return self._offline(request, label, Outcome.NOT_SERVED)
             port = self._port_q(label)
         except StoreError as error:
             return self._offline(request, label, Outcome.STORE_BUSY, str(error))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from taaslib import __version__
 from taaslib.config import Config, ConfigError
-from taaslib.frontdoor import FrontDoor
+from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
 from taaslib.leases import Leases
 from taaslib.listener import Listener, open_port
@@ -98,6 +98,7 @@ class Service:
             retry_after,
         )
         redirector = Redirector(
+            self.store.mode,
             self.lobby.served,
             self.leases.port_q,
             self._advertise,
@@ -112,6 +113,8 @@ class Service:
             wall_clock,
             registrar.answer,
             redirector.answer,
+            self._passage,
+            self.lobby.welcome_initiator,
             config.registrar,
             config.servers,
             limits,
@@ -171,6 +174,16 @@ class Service:
     def _advertise(self, peer: Peer) -> str:
         """The public address of the family that PEER came by, or the very one that it came to."""
         return self.config.public_address(6 if ":" in peer.local else 4) or peer.local
+
+    def _passage(self, label: str) -> Passage:
+        """Whose TLS a connection is that asks for LABEL's name."""
+        try:
+            mode = self.store.mode(label)
+        except StoreError:  # ours, which answers 503
+            return Passage.OURS
+        if mode != "redirect" and self.lobby.served(label):
+            return Passage.THROUGH
+        return Passage.CLOSED if mode == "passthrough" else Passage.OURS
 
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)

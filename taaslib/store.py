@@ -54,6 +54,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             port INTEGER NOT NULL UNIQUE CHECK (port BETWEEN 1 AND 65535),
             used INTEGER NOT NULL)""",
     ),
+    (
+        """ALTER TABLE labels ADD COLUMN mode TEXT NOT NULL DEFAULT 'redirect'
+            CHECK (mode IN ('redirect', 'passthrough', 'both'))""",
+    ),
 )
 
 
@@ -183,6 +187,12 @@ class Store:
             sticky = db.execute("SELECT port FROM sticky_ports WHERE label = ?", (label,)).fetchone()
         return (fixed[0] if fixed else None, sticky[0] if sticky else None)
 
+    def mode(self, label: str) -> str:
+        """How visitors come to LABEL: "redirect" (also of unknown labels), "passthrough" or "both"."""
+        with self._reading() as db:
+            row = db.execute("SELECT mode FROM labels WHERE label = ?", (label,)).fetchone()
+        return row[0] if row else "redirect"
+
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
         with self._writing() as db:
@@ -210,8 +220,18 @@ class Store:
 
     # The operator's changes: each is one transaction.
 
-    def add(self, credential: Credential, labels: Sequence[str], port: int | None, created: int) -> None:
-        """Keep a new credential with its LABELS; PORT, if any, becomes their fixed port (so: one label)."""
+    def add(
+        self,
+        credential: Credential,
+        labels: Sequence[str],
+        port: int | None,
+        created: int,
+        mode: str | None = None,
+    ) -> None:
+        """Keep a new credential with its LABELS; PORT, if any, becomes their fixed port (so: one label).
+
+        MODE, if any, becomes the mode of all.
+        """
         c = credential
         with self._writing() as db:
             if _exists(db, c.id):
@@ -223,6 +243,8 @@ class Store:
             if port is not None:
                 for label in labels:
                     _fix_port(db, label, port)
+            for label in labels if mode else ():
+                _set_mode(db, label, str(mode))
 
     def grant(self, id: str, labels: Sequence[str]) -> None:
         """Let ID use LABELS as well; those that it has already stay."""
@@ -243,6 +265,11 @@ class Store:
             _require(db, id)
             db.execute("DELETE FROM credentials WHERE id = ?", (id,))
             _forget_ungranted(db)
+
+    def set_mode(self, label: str, mode: str) -> None:
+        """Let visitors come to LABEL another way; one that is only passed through has no fixed port."""
+        with self._writing() as db:
+            _set_mode(db, label, mode)
 
     def rotate(self, id: str, secret: str) -> None:
         """Give ID another secret.  The steps that were spent with the old one are free again."""
@@ -385,6 +412,15 @@ def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:
         raise Refused(f"port {port} is the fixed port of label {owner[0]}")
     db.execute("UPDATE labels SET fixed_port = ? WHERE label = ?", (port, label))
     db.execute("DELETE FROM sticky_ports WHERE port = ? AND label <> ?", (port, label))
+
+
+def _set_mode(db: sqlite3.Connection, label: str, mode: str) -> None:
+    row = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
+    if row is None:
+        raise Refused(f"there is no label {label}")
+    if row[0] and mode == "passthrough":
+        raise Refused(f"label {label} has the fixed port {row[0]}, which passthrough would never open")
+    db.execute("UPDATE labels SET mode = ? WHERE label = ?", (mode, label))
 
 
 def _forget_ungranted(db: sqlite3.Connection) -> None:

@@ -73,8 +73,10 @@ class PlainStream:
 
 
 class TlsStream:
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, first: bytes = b"") -> None:
+        """FIRST is what was read from SOCK before it was known that its TLS is ours."""
         self._sock = sock
+        self._first = first
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._unsent = b""
@@ -93,7 +95,7 @@ class TlsStream:
         Raises TlsFailed when the peer's TLS is at fault, OSError from the socket.
         """
         try:
-            raw = self._sock.recv(_CHUNK)
+            raw, self._first = self._first or self._sock.recv(_CHUNK), b""
         except BlockingIOError:
             return None
         if self._fault:

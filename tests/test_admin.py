@@ -499,3 +499,17 @@ def test_the_example_holds_every_option_at_its_default() -> None:
     ini.read_string(uncommented)
     known = {"taas": config._TAAS, "limits": config._LIMITS, "log": config._LOG}
     assert {section: set(ini[section]) for section in ini.sections()} == {s: set(k) for s, k in known.items()}
+
+
+def test_a_label_s_mode_is_given_and_changed(folder: Path) -> None:
+    assert answer(folder, "add", "home", "--mode", "passthrough")["modes"] == {"home": "passthrough"}
+    assert answer(folder, "set", "home", "--mode", "both") == {"label": "home", "mode": "both"}
+    assert answer(folder, "list")[0]["modes"] == {"home": "both"}
+    assert "there is no label nobody" in refused(folder, "set", "nobody", "--mode", "both")
+
+
+def test_pass_through_and_a_fixed_port_exclude_each_other(folder: Path) -> None:
+    complaint = refused(folder, "add", "home", "--mode", "passthrough", "--port", "62050")
+    assert "62050" in complaint and not (folder / "home.agent.ini").exists()
+    answer(folder, "add", "home", "--port", "62050")
+    assert "62050" in refused(folder, "set", "home", "--mode", "passthrough")

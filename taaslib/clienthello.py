@@ -1,0 +1,116 @@
+"""The first octets of a TLS connection -> the server name that its client asks for (RFC 8446, RFC 6066 3).
+
+Knows nothing of sockets, and decides nothing: at worst it says that there is no name.  A ClientHello may come
+in any number of segments and records; with post-quantum key shares it is longer than either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello has no name for us
+
+_HANDSHAKE, _CLIENT_HELLO = 0x16, 1  # RFC 8446 5.1, 4
+_SERVER_NAME, _HOST_NAME = 0, 0  # RFC 6066 1.1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the client asks for: lower case, without a final dot; "" when it names nobody."""
+
+    name: str
+
+
+NO_NAME = Hello("")
+
+
+class HelloReader:
+    """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()  # records that are not whole yet
+        self._message = bytearray()  # the handshake message that the records carry
+        self._seen = 0
+
+    def feed(self, data: bytes) -> Hello | None:
+        """Take more octets; None while more are needed to tell."""
+        self._seen += len(data)
+        self._data += data
+        try:
+            while record := self._record():
+                self._message += record
+                if len(self._message) >= 4:
+                    length = int.from_bytes(self._message[1:4], "big")
+                    if self._message[0] != _CLIENT_HELLO or length > MOST:
+                        raise _Malformed
+                    if len(self._message) >= 4 + length:
+                        return Hello(_name(bytes(self._message[4 : 4 + length])))
+        except _Malformed:
+            return NO_NAME
+        return None if self._seen < MOST else NO_NAME
+
+    def _record(self) -> bytes:
+        """The fragment in the next whole record, taken off the data; b"" while none is whole."""
+        header = bytes(self._data[:5])
+        if header and (header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03")):
+            raise _Malformed
+        if len(header) < 5:
+            return b""
+        length = int.from_bytes(header[3:5], "big")
+        if not 0 < length <= 1 << 14:  # RFC 8446 5.1: no empty fragment, 2^14 octets at most
+            raise _Malformed
+        if len(self._data) < 5 + length:
+            return b""
+        fragment = bytes(self._data[5 : 5 + length])
+        del self._data[: 5 + length]
+        return fragment
+
+
+class _Malformed(Exception):
+    """It is no ClientHello that we understand."""
+
+
+class _Vectors:
+    """Takes vectors off the front of octets; raises _Malformed where they are too few."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._data):
+            raise _Malformed
+        taken, self._at = self._data[self._at : end], end
+        return taken
+
+    def vector(self, length_octets: int) -> bytes:
+        """A variable-length vector (RFC 8446 3.4)."""
+        return self.take(int.from_bytes(self.take(length_octets), "big"))
+
+    @property
+    def more(self) -> bool:
+        return self._at < len(self._data)
+
+
+def _name(body: bytes) -> str:
+    """The first name of the first server_name extension of a ClientHello's BODY."""
+    reader = _Vectors(body)
+    reader.take(2 + 32)  # legacy_version, random
+    reader.vector(1)  # legacy_session_id
+    reader.vector(2)  # cipher_suites
+    reader.vector(1)  # legacy_compression_methods
+    if not reader.more:  # TLS 1.2 allows a hello without extensions
+        return ""
+    extensions = _Vectors(reader.vector(2))
+    while extensions.more:
+        kind = int.from_bytes(extensions.take(2), "big")
+        content = extensions.vector(2)
+        if kind == _SERVER_NAME:
+            names = _Vectors(_Vectors(content).vector(2))
+            if names.take(1)[0] != _HOST_NAME:
+                return ""
+            try:
+                return names.vector(2).decode("ascii").lower().removesuffix(".")
+            except UnicodeDecodeError:
+                return ""
+    return ""
