@@ -8,6 +8,7 @@ Read the files in this order; it is the journey of one connection.
       http1           bytes -> Request, Response -> bytes
       clienthello     a TLS client's first octets -> the server name it asks for
       authorization   the TOTP header -> a Claim -> the time step that it proves
+      proxy2          who visits, told in front of its octets
       rendezvous      who meets whom
       limits          how much of everything
       config          the text of taas.ini -> Config

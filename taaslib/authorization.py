@@ -54,6 +54,16 @@ class Secret:
     algorithm: str = "SHA1"
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """On what a responder rests: that ID may serve LABEL, with the secret of that GENERATION."""
+
+    label: str
+    id: str
+    generation: int
+    proxy: bool = False  # it wants to be told who visits
+
+
 # Looked at in place of a credential that does not exist, so that both cost the same.
 NOBODY = Secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
 

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 
 from taaslib import clienthello, names, sockets
+from taaslib.authorization import Right
 from taaslib.http1 import BadRequest, Request, RequestParser, text
 from taaslib.journal import Journal
 from taaslib.limits import Limits
@@ -47,6 +48,8 @@ class FrontDoor:
         redirector: Callable[[Request, str, Peer], Answer],
         passage: Callable[[str], Passage],
         pass_through: Callable[[socket.socket, Peer, str, bytes], None],
+        stay: Callable[[socket.socket, Peer, Right, bytes], None],
+        release: Callable[[Right], None],
         registrar_name: str,
         servers_name: str,
         limits: Limits,
@@ -60,6 +63,8 @@ class FrontDoor:
         self._redirector = redirector
         self._passage = passage
         self.pass_through = pass_through
+        self.stay = stay
+        self.release = release
         self._names = registrar_name, servers_name
         self._exchanges: dict[Exchange, None] = {}  # oldest first
 
@@ -108,13 +113,17 @@ class FrontDoor:
 
 
 class State(enum.Enum):
-    """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed."""
+    """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed.
+
+    A registration that stays: request -> parting -> closed, its socket being the lobby's from then on.
+    """
 
     QUIET = "quiet"  # no whole ClientHello has come, so that nothing was spent on it
     HANDSHAKE = "handshake"
     REQUEST = "request"
     ANSWERING = "answering"  # the answer, close_notify and FIN are on their way into the kernel
     LINGERING = "lingering"  # what the peer still sends is dropped, so that the answer is not reset
+    PARTING = "parting"  # our close_notify is out, and the peer's must come before anything else
     CLOSED = "closed"
 
 
@@ -130,6 +139,7 @@ class Exchange:
         "_parser",
         "_peer",
         "_sock",
+        "_stays",
         "_stream",
         "state",
     )
@@ -139,6 +149,7 @@ class Exchange:
         self._stream: Stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
         self._dropped = 0  # octets
+        self._stays: Right | None = None  # what it will be a responder on, counted until it is one
         self._hello = clienthello.HelloReader()
         self._first = bytearray()  # what came before its TLS was known to be ours
         self.state = State.QUIET
@@ -156,6 +167,8 @@ class Exchange:
                 self._receive()
             elif self.state is State.LINGERING:
                 self._drop()
+            elif self.state is State.PARTING:
+                self._part()
         except OSError:
             self.on_failed()
         self._update_interest()
@@ -196,6 +209,9 @@ class Exchange:
         self._deadline.cancel()
         self._door.loop.forget(self._sock.fileno())
         self._door.left(self)
+        if self._stays:
+            self._door.release(self._stays)
+            self._stays = None
 
     def _greet(self) -> None:
         """Read until it is known whose TLS this is."""
@@ -256,7 +272,38 @@ class Exchange:
     def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
         self._note(answer.outcome, label=answer.label, id=answer.id, port=answer.port, cause=answer.cause)
         self._stream.send(answer.response.to_bytes(self._door.wall_clock(), bodiless=bodiless))
-        self._begin_answering()
+        if answer.stays:
+            self._begin_parting(answer.stays)
+        else:
+            self._begin_answering()
+
+    def _begin_parting(self, right: Right) -> None:
+        self.state, self._stays = State.PARTING, right
+        self._set_deadline(self._door.limits.request)
+        assert isinstance(self._stream, TlsStream)
+        if self._parser.rest or self._stream.peer_closed:  # not before our 200, and nothing else before it
+            self.on_failed()
+            return
+        self._stream.part()
+        self._stream.flush()
+
+    def _part(self) -> None:
+        """Take the peer's close_notify; from there on the connection is plain, and a responder."""
+        assert isinstance(self._stream, TlsStream)
+        try:
+            raw = self._sock.recv(_CHUNK)
+            early = self._stream.part(raw) if raw else None
+        except BlockingIOError:
+            return
+        except TlsFailed:
+            raw, early = b"", None
+        if not raw or (early is not None and self._stream.backlog):
+            self.on_failed()
+        elif early is not None:
+            right = self._stays
+            assert right
+            self._leave()
+            self._door.stay(self._sock, self._peer, right, early)
 
     def _begin_answering(self) -> None:
         self.state = State.ANSWERING
@@ -284,7 +331,7 @@ class Exchange:
                 self.on_failed()
             self._update_interest()
             return
-        if self.state in (State.QUIET, State.HANDSHAKE):
+        if self.state in (State.QUIET, State.HANDSHAKE, State.PARTING):
             self._note(Outcome.SILENT)
         self.close()
 

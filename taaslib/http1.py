@@ -44,19 +44,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer; the connection closes after it."""
+    """One answer; the connection closes after it, unless it STAYS as something else."""
 
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     fields: tuple[tuple[str, str], ...] = ()
+    stays: bool = False
 
     def to_bytes(self, now: float, *, bodiless: bool = False) -> bytes:
         """The octets for the wire at NOW (seconds since 1970); BODILESS answers a HEAD (RFC 9110 9.3.2)."""
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             f"Date: {formatdate(now, usegmt=True)}",
-            "Connection: close",
+            *(() if self.stays else ("Connection: close",)),
             f"Content-Type: {self.content_type}",
             f"Content-Length: {len(self.body)}",
             *(f"{name}: {value}" for name, value in self.fields),
@@ -77,6 +78,7 @@ class RequestParser:
         self._max_head = max_head  # octets, blank line included
         self._head = bytearray()
         self._begun = False
+        self.rest = b""  # what came behind the head
 
     def feed(self, data: bytes) -> Request | None:
         """Take more bytes; None while the head is incomplete.  Raises BadRequest."""
@@ -95,6 +97,7 @@ class RequestParser:
             )
         if (end + 4 if end >= 0 else len(head)) > self._max_head:
             raise BadRequest(431, f"the request's head is longer than {self._max_head} octets")
+        self.rest = bytes(self._head[end + 4 :]) if end >= 0 else b""
         return _parse(head[:-2]) if end >= 0 else None
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from taaslib import sockets
+from taaslib.authorization import Right
 from taaslib.journal import Journal
 from taaslib.limits import Limits
 from taaslib.listener import EXHAUSTED, Listener, open_port
-from taaslib.lobby import Lobby, Right
+from taaslib.lobby import Lobby
 from taaslib.loop import Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
@@ -85,8 +86,8 @@ class Leases:
         self._range = {port: None for each in ports for port in each}
         self._random = random.SystemRandom()
         self._ps: dict[int, _P] = {}
-        self._ps_of_id: Counter[str] = Counter()
-        self._ps_of_label: Counter[str] = Counter()
+        self._awaited_of_id: Counter[str] = Counter()
+        self._awaited_of_label: Counter[str] = Counter()
         self._qs: dict[str, _Q] = {}
         self._fixed: frozenset[int] = frozenset()
         self._sticky: dict[int, None] = {}  # ports that are or were some label's q, least recently used first
@@ -94,17 +95,24 @@ class Leases:
 
     # Port p
 
+    def admit(self, right: Right) -> None:
+        """Count RIGHT's holder as one who is about to come, until `release`.  Raises TooMany."""
+        if self._awaited_of_id[right.id] >= self._limits.unclaimed_per_id:
+            raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
+        awaited = self._awaited_of_label[right.label] + self._lobby.waiting(right.label)
+        if awaited >= self._limits.responders_per_label:
+            raise TooMany("As many connections as a label may have wait already; try again later")
+        self._awaited_of_id[right.id] += 1
+        self._awaited_of_label[right.label] += 1
+
+    def release(self, right: Right) -> None:
+        """RIGHT's holder has come, or will not come any more."""
+        self._awaited_of_id.subtract((right.id,))
+        self._awaited_of_label.subtract((right.label,))
+
     def open_p(self, right: Right, peer: Peer) -> int:
         """Listen for RIGHT's holder, who registered as PEER.  Raises TooMany, NoPort."""
-        if self._ps_of_id[right.id] >= self._limits.unclaimed_per_id:
-            raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
-        if (
-            self._ps_of_label[right.label] + self._lobby.waiting(right.label)
-            >= self._limits.responders_per_label
-        ):
-            raise TooMany(
-                "As many connections as a label may have wait already; try again when some were used"
-            )
+        self.admit(right)
         address = self._listening_address(peer)
         for port in self._candidates():
             try:
@@ -118,9 +126,8 @@ class Leases:
                 self._limits.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
             )
             self._ps[port] = _P(port, right, network_of(peer.address), listener, timer)
-            self._ps_of_id[right.id] += 1
-            self._ps_of_label[right.label] += 1
             return port
+        self.release(right)
         raise NoPort("no port is free")
 
     def _claim(self, port: int, sock: socket.socket) -> None:
@@ -139,8 +146,7 @@ class Leases:
 
     def _close_p(self, port: int, outcome: Outcome) -> None:
         lease = self._ps.pop(port)
-        self._ps_of_id.subtract((lease.right.id,))
-        self._ps_of_label.subtract((lease.right.label,))
+        self.release(lease.right)
         lease.timer.cancel()
         lease.listener.close()
         self._journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)

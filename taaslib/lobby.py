@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from taaslib import sockets
+from taaslib import proxy2, sockets
+from taaslib.authorization import Right
 from taaslib.journal import Journal
 from taaslib.limits import Limits
 from taaslib.loop import Loop, Timer
@@ -23,15 +24,6 @@ from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
-
-
-@dataclass(frozen=True, slots=True)
-class Right:
-    """On what a responder rests: that ID may serve LABEL, with the secret of that GENERATION."""
-
-    label: str
-    id: str
-    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +129,8 @@ class Lobby:
 
     # Who comes
 
-    def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right) -> None:
-        """A hidden server's connection has claimed its port p."""
+    def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+        """A hidden server's connection has claimed its port p, or stays behind its registration."""
         try:
             self._tune(sock)
             sockets.user_timeout(sock, self.limits.user_timeout)
@@ -146,6 +138,7 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
+        leg.early += early
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
@@ -214,9 +207,11 @@ class Lobby:
         )
         relay = Relay(self.loop, self._pools, responder.sock, initiator.sock, self._relay_closed)
         self._live[relay] = responder, initiator
+        introduced = responder.right and responder.right.proxy
+        header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
         relay.start(
             from_responder=bytes(responder.early),
-            from_initiator=bytes(initiator.early),
+            from_initiator=header + initiator.early,
             initiator_at_end=initiator.at_end,
         )
         responder.early.clear()

@@ -95,11 +95,12 @@ def host_port(address: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of a connection, and the address of ours that it came to."""
+    """Who is at the other end of a connection, and the address and port of ours that it came to."""
 
     address: str
     port: int
     local: str
+    local_port: int = 0
 
     def __str__(self) -> str:
         return host_port(self.address, self.port)

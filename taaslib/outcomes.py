@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from taaslib.authorization import Right
 from taaslib.http1 import Response
 
 
@@ -82,3 +83,4 @@ class Answer:
     id: str | None = None
     port: int | None = None
     cause: str | None = None
+    stays: Right | None = None  # the connection becomes a responder on this right, once TLS is left

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from taaslib import authorization, names
-from taaslib.authorization import NOBODY, Claim, Secret
+from taaslib.authorization import NOBODY, Claim, Right, Secret
 from taaslib.http1 import Request, Response, text
 from taaslib.leases import Leases, NoPort, TooMany
-from taaslib.lobby import Lobby, Right
+from taaslib.lobby import Lobby
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
 from taaslib.store import Credential, Spent, Store, StoreError
@@ -84,6 +84,8 @@ class Registrar:
             claim = authorization.parse(value)
         except authorization.Malformed as error:
             return _no(Outcome.BAD_REQUEST, 400, f"{error}.")
+        if what == "register" and (wrong := _wrong_wish(request)):
+            return _no(Outcome.BAD_REQUEST, 400, wrong)
         claim = Claim(claim.id.lower(), claim.code)  # RFC 9562 4: a UUID may be written in either case
         right = self._right(claim, label, peer)
         if isinstance(right, Answer):
@@ -92,7 +94,8 @@ class Registrar:
             pairings = [asdict(pairing) for pairing in self._lobby.pairings(label)]
             body = json.dumps(pairings).encode()
             return Answer(Outcome.LISTED, Response(200, body, "application/json"), label, claim.id)
-        return self._register(right, peer)
+        right = replace(right, proxy="taas-proxy" in request.fields)
+        return self._register(right, peer, stays="taas-stay" in request.fields)
 
     def _right(self, claim: Claim, label: str, peer: Peer) -> Right | Answer:
         """What the claim proves and the operator granted, or the refusal."""
@@ -125,8 +128,13 @@ class Registrar:
         uses[step] = uses.get(step, int(spent is Spent.AGAIN)) + 1
         return uses[step]
 
-    def _register(self, right: Right, peer: Peer) -> Answer:
+    def _register(self, right: Right, peer: Peer, *, stays: bool) -> Answer:
+        echoes = (("TAAS-Stay", "1"),) * stays + (("TAAS-Proxy", "v2"),) * right.proxy
         try:
+            if stays:
+                self._leases.admit(right)
+                response = Response(200, b"-", "text/plain", echoes, stays=True)
+                return Answer(Outcome.REGISTERED, response, right.label, right.id, stays=right)
             port = self._leases.open_p(right, peer)
         except TooMany as refusal:
             return _no(Outcome.FULL, 429, f"{refusal}.", self._retry_after, label=right.label, id=right.id)
@@ -134,7 +142,22 @@ class Registrar:
             message = "No port is free; try again soon."
             return _no(Outcome.FULL, 503, message, self._retry_after, label=right.label, id=right.id)
         body = names.host_port(self._advertise(peer), port).encode()  # the 2014 client takes nothing more
-        return Answer(Outcome.REGISTERED, Response(200, body, "text/plain"), right.label, right.id, port)
+        response = Response(200, body, "text/plain", echoes)
+        return Answer(Outcome.REGISTERED, response, right.label, right.id, port)
+
+
+def _wrong_wish(request: Request) -> str:
+    """What is wrong with a registration's TAAS- fields, or ""."""
+    fields = request.fields
+    if fields.get("taas-proxy", "v2") != "v2":
+        return "TAAS-Proxy is v2 or absent."
+    if "taas-stay" not in fields:
+        return ""
+    if fields["taas-stay"] != "1":
+        return "TAAS-Stay is 1 or absent."
+    if "transfer-encoding" in fields or int(fields.get("content-length", "0")):
+        return "A request with TAAS-Stay has no body."
+    return ""
 
 
 def _secret(credential: Credential) -> Secret:

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from taaslib import __version__
+from taaslib.authorization import Right
 from taaslib.config import Config, ConfigError
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
@@ -115,6 +116,8 @@ class Service:
             redirector.answer,
             self._passage,
             self.lobby.welcome_initiator,
+            self._stay,
+            self.leases.release,
             config.registrar,
             config.servers,
             limits,
@@ -184,6 +187,15 @@ class Service:
         if mode != "redirect" and self.lobby.served(label):
             return Passage.THROUGH
         return Passage.CLOSED if mode == "passthrough" else Passage.OURS
+
+    def _stay(self, sock: socket.socket, peer: Peer, right: Right, early: bytes) -> None:
+        """A registration's own connection becomes the responder, if its right still stands."""
+        with contextlib.suppress(StoreError):
+            if not self.leases.holds(right):
+                sock.close()
+                self.journal.note(Outcome.REVOKED, label=right.label, id=right.id, peer=peer)
+                return
+        self.lobby.welcome_responder(sock, peer, right, early)
 
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)

@@ -23,8 +23,8 @@ _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; m
 
 def peer_of(sock: socket.socket) -> Peer:
     """Both ends of SOCK, as canonical text.  Raises OSError when the peer has already gone."""
-    address, port = sock.getpeername()[:2]
-    return Peer(plain_address(address), port, plain_address(sock.getsockname()[0]))
+    (address, port), (local, local_port) = sock.getpeername()[:2], sock.getsockname()[:2]
+    return Peer(plain_address(address), port, plain_address(local), local_port)
 
 
 def keep_alive(sock: socket.socket, idle: float, interval: float, probes: int) -> None:

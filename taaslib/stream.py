@@ -82,6 +82,7 @@ class TlsStream:
         self._unsent = b""
         self._closing = False
         self._fault = ""
+        self.peer_closed = False  # its close_notify has come
         self.established = False
 
     @property
@@ -111,6 +112,7 @@ class TlsStream:
                 self.established = True
             while chunk := self._tls.read(_CHUNK):
                 data += chunk
+            self.peer_closed = True
         except ssl.SSLWantReadError:
             # A peer may make OpenSSL answer without end (KeyUpdate) and never read the answers.
             if len(self._unsent) + self._outgoing.pending > _MAX_UNREAD:
@@ -123,6 +125,20 @@ class TlsStream:
             if not data:
                 raise TlsFailed(self._fault) from None
         return data  # close_notify; what came before it still counts
+
+    def part(self, raw: bytes = b"") -> bytes | None:
+        """Leave TLS and go on in plain: our close_notify, then, in RAW, the peer's and nothing before it.
+
+        Returns what came behind the peer's, which is plain; None while it has not come.  Raises TlsFailed.
+        """
+        self._incoming.write(raw)
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            raise TlsFailed(error.reason or "no close_notify") from None
+        return self._incoming.read()
 
     def send(self, data: bytes) -> None:
         """Encrypt and queue DATA; `flush` carries it to the kernel."""

@@ -125,6 +125,7 @@ class TlsWire(Wire):
         self.to_encrypt = b""
         self.established = False
         self.closed_in_order = False  # close_notify has come
+        self.left_tls = False
 
     def say(self, data: bytes) -> TlsWire:
         self.to_encrypt += data
@@ -132,7 +133,7 @@ class TlsWire(Wire):
         return self
 
     def step(self) -> None:
-        if self.sock.fileno() < 0 or self.ended:
+        if self.sock.fileno() < 0 or self.ended or self.left_tls:
             super().step()
             return
         seen = len(self.received)
@@ -157,6 +158,16 @@ class TlsWire(Wire):
         finally:
             self.unsent += self.outgoing.read()
             super().step()
+
+    def leave_tls(self, then: bytes = b"") -> TlsWire:
+        """Answer the service's close_notify with ours and go on in plain, at once with the octets THEN."""
+        assert self.closed_in_order
+        self.tls.unwrap()
+        self.left_tls = True
+        self.received = self.incoming.read()
+        self.unsent += self.outgoing.read() + then
+        Wire.step(self)
+        return self
 
 
 @dataclasses.dataclass
