@@ -50,6 +50,7 @@ class Config:
     claim: str = "address"
     pump: str = "auto"
     user: str = ""
+    http_port: int | None = None
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
 
@@ -94,6 +95,8 @@ def parse(text: str, path: Path) -> Config:
             raise ConfigError(f"{path}: [taas] {key}: missing; it is required")
     folder = path.parent
     wildcards = tuple("0.0.0.0" if ipaddress.ip_address(a).version == 4 else "::" for a in taas["public"])
+    if taas.get("http-port") == taas.get("port", 443):
+        raise ConfigError(f"{path}: [taas] http-port: is the same as port")
     return Config(
         path=path,
         public=taas["public"],
@@ -109,6 +112,7 @@ def parse(text: str, path: Path) -> Config:
         claim=taas.get("claim", "address"),
         pump=taas.get("pump", "auto"),
         user=taas.get("user", ""),
+        http_port=taas.get("http-port"),
         limits=Limits(**{k.replace("-", "_"): v for k, v in _values(path, ini, "limits", _LIMITS).items()}),
         log=_log(folder, _values(path, ini, "log", _LOG)),
     )
@@ -168,6 +172,10 @@ def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError(f"{text!r} is not a port number (1-65535)")
     return int(text)
+
+
+def _port_or_none(text: str) -> int | None:
+    return _port(text) if text else None
 
 
 def _ports(text: str) -> tuple[range, ...]:
@@ -251,6 +259,7 @@ def _limit(about: Mapping[str, Any]) -> Callable[[str], Any]:
 _TAAS: dict[str, Callable[[str], Any]] = {
     "address": _addresses,
     "port": _port,
+    "http-port": _port_or_none,
     "public": _public,
     "registrar": _name,
     "servers": _name,

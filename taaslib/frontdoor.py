@@ -50,6 +50,7 @@ class FrontDoor:
         pass_through: Callable[[socket.socket, Peer, str, bytes], None],
         stay: Callable[[socket.socket, Peer, Right, bytes], None],
         release: Callable[[Right], None],
+        https_port: Callable[[], int],
         registrar_name: str,
         servers_name: str,
         limits: Limits,
@@ -65,11 +66,12 @@ class FrontDoor:
         self.pass_through = pass_through
         self.stay = stay
         self.release = release
+        self.https_port = https_port
         self._names = registrar_name, servers_name
         self._exchanges: dict[Exchange, None] = {}  # oldest first
 
-    def welcome(self, sock: socket.socket) -> None:
-        """Take over a connection that was accepted."""
+    def welcome(self, sock: socket.socket, *, plain: bool = False) -> None:
+        """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
         try:
             peer = sockets.peer_of(sock)
             sockets.no_delay(sock)
@@ -79,7 +81,7 @@ class FrontDoor:
         if len(self._exchanges) >= self.limits.exchanges:
             # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
             next(iter(self._exchanges)).give_up()
-        self._exchanges[Exchange(self, sock, peer)] = None
+        self._exchanges[Exchange(self, sock, peer, plain)] = None
 
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
@@ -100,9 +102,20 @@ class FrontDoor:
             return self._registrar(request, peer)
         if addressee.to is To.LABEL:
             return self._redirector(request, addressee.label, peer)
-        return Answer(
-            Outcome.MISDIRECTED, text(421, "This service does not serve the host that was asked for.")
-        )
+        return _misdirected()
+
+    def upgrade(self, request: Request) -> Answer:
+        """The answer on the port of plain HTTP: the same address with https, for names below `servers`."""
+        registrar, servers = self._names
+        try:
+            host = names.host_of(request.authority)
+        except ValueError as error:
+            return bad_request(BadRequest(400, f"the request's host is {error}"))
+        if not host.endswith("." + servers) or host == registrar:
+            return _misdirected()
+        port = "" if self.https_port() == 443 else f":{self.https_port()}"
+        location = ("Location", f"https://{host}{port}{request.target}")
+        return Answer(Outcome.UPGRADED, text(308, "Go on with https, at the address in Location.", location))
 
     def left(self, exchange: Exchange) -> None:
         self._exchanges.pop(exchange, None)
@@ -115,7 +128,8 @@ class FrontDoor:
 class State(enum.Enum):
     """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed.
 
-    A registration that stays: request -> parting -> closed, its socket being the lobby's from then on.
+    Plain HTTP begins at request.  A registration that stays: request -> parting -> closed, its socket being
+    the lobby's from then on.
     """
 
     QUIET = "quiet"  # no whole ClientHello has come, so that nothing was spent on it
@@ -138,13 +152,14 @@ class Exchange:
         "_hello",
         "_parser",
         "_peer",
+        "_plain",
         "_sock",
         "_stays",
         "_stream",
         "state",
     )
 
-    def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer, plain: bool) -> None:
         self._door, self._sock, self._peer = door, sock, peer
         self._stream: Stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
@@ -152,8 +167,10 @@ class Exchange:
         self._stays: Right | None = None  # what it will be a responder on, counted until it is one
         self._hello = clienthello.HelloReader()
         self._first = bytearray()  # what came before its TLS was known to be ours
-        self.state = State.QUIET
-        self._deadline = door.loop.call_later(door.limits.handshake, self._on_deadline)
+        self._plain = plain
+        self.state = State.REQUEST if plain else State.QUIET
+        patience = door.limits.request if plain else door.limits.handshake
+        self._deadline = door.loop.call_later(patience, self._on_deadline)
         self._update_interest()
 
     def __repr__(self) -> str:
@@ -267,7 +284,9 @@ class Exchange:
             self._answer(bad_request(error))
             return
         if request:
-            self._answer(self._door.answer(request, self._peer), bodiless=request.method == "HEAD")
+            door = self._door
+            answer = door.upgrade(request) if self._plain else door.answer(request, self._peer)
+            self._answer(answer, bodiless=request.method == "HEAD")
 
     def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
         self._note(answer.outcome, label=answer.label, id=answer.id, port=answer.port, cause=answer.cause)
@@ -352,6 +371,10 @@ class Exchange:
             write=self.state is State.ANSWERING or self._stream.backlog,
             patient=True,
         )
+
+
+def _misdirected() -> Answer:
+    return Answer(Outcome.MISDIRECTED, text(421, "This service does not serve the host that was asked for."))
 
 
 def bad_request(error: BadRequest) -> Answer:

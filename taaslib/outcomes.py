@@ -28,6 +28,7 @@ class Outcome(enum.Enum):
     # An exchange at the front door
     REGISTERED = "registered"  # a port p was opened for a hidden server
     REDIRECTED = "redirected"  # a mobile client was sent to port q
+    UPGRADED = "upgraded"  # plain HTTP on http-port was sent on to https
     PASSED = "passed-through"  # its TLS is the hidden server's: handed on by the server name it asks for
     UNKNOWN_NAME = (
         "unknown-name"  # a server name that is not ours, or of a pass-through label that is offline

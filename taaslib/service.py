@@ -65,6 +65,8 @@ class Service:
         with self._closing_on_failure():
             for address in config.address:
                 self._listen(address)
+            for address in config.address if config.http_port else ():
+                self._listen(address, config.http_port)
             _drop_privileges(config, self.journal)
             self.store = _open_store(config)
             self._build(config, context, wall_clock)
@@ -118,6 +120,7 @@ class Service:
             self.lobby.welcome_initiator,
             self._stay,
             self.leases.release,
+            lambda: self.port,
             config.registrar,
             config.servers,
             limits,
@@ -162,16 +165,19 @@ class Service:
         else:
             self.journal.note(Outcome.FOLLOWED, what="certificate")
 
-    def _listen(self, address: str) -> None:
+    def _listen(self, address: str, http_port: int | None = None) -> None:
+        """Listen for TLS on the service's port, or for plain HTTP on HTTP_PORT."""
+        port = http_port or (self._listeners[0].port if self._listeners else self.config.port)
         try:
-            sock = open_port(address, self._listeners[0].port if self._listeners else self.config.port)
+            sock = open_port(address, port)
         except OSError as error:
-            where = host_port(address, self.config.port)
+            key, where = "http-port" if http_port else "port", host_port(address, port)
             raise CannotStart(
-                f"{self.config.path}: [taas] address, port: can't listen on {where}: {error.strerror}"
+                f"{self.config.path}: [taas] address, {key}: can't listen on {where}: {error.strerror}"
             ) from None
+        plain = http_port is not None
         self._listeners.append(
-            Listener(self.loop, sock, lambda sock: self.door.welcome(sock), self._on_exhausted)
+            Listener(self.loop, sock, lambda sock: self.door.welcome(sock, plain=plain), self._on_exhausted)
         )
 
     def _advertise(self, peer: Peer) -> str:
@@ -223,7 +229,8 @@ class Service:
             credentials = self.store.count()
         except StoreError as error:
             raise CannotStart(f"{self.config.path}: [taas] database: {error}") from None
-        listens = ",".join(host_port(address, self.port) for address in self.config.address)
+        ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
+        listens = ",".join(host_port(address, port) for port in ports for address in self.config.address)
         pump = "splice" if self._pools.splices else "ring"
         self.journal.note(
             Outcome.STARTED, version=__version__, listens=listens, credentials=credentials, pump=pump
