@@ -39,7 +39,10 @@ _PEM = re.compile("-----BEGIN CERTIFICATE-----\r?\n.+?-----END CERTIFICATE-----"
 
 def main(argv: list[str] | None = None) -> int:
     """0: done; 1: refused, nothing has changed; 2: the arguments or taas.ini are no good."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "host" in arguments and bool(arguments.host) == bool(arguments.labels):
+        parser.error("name labels, or a domain with --host; one of the two")
     try:
         settings = config.load(Path(arguments.config))
         owner = _owner(settings)
@@ -111,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, run, help)
         sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
-        sub.add_argument("labels", nargs="+", type=_label, metavar="LABEL")
+        sub.add_argument("labels", nargs="*", type=_label, metavar="LABEL")
+        sub.add_argument(
+            "--host", action="append", default=[], help="a domain of its own, for the label that stands first"
+        )
     change = command("set", Admin.set, "change how visitors come to a label")
     change.add_argument("label", type=_label, metavar="LABEL")
     change.add_argument(
@@ -208,6 +214,10 @@ class Admin:
     def grant(self, wanted: argparse.Namespace) -> Answer:
         self._refuse_reserved(wanted.labels)
         with self._store() as store:
+            if hosts := self._hosts(wanted):
+                for host in hosts:
+                    store.grant_host(wanted.what, host)
+                return self._hosts_of(store, wanted.what)
             id = self._entry(store, wanted.what).credential.id
             store.grant(id, wanted.labels)
             document = self._document(store, self._entry(store, id))
@@ -215,10 +225,28 @@ class Admin:
 
     def revoke(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
+            if hosts := self._hosts(wanted):
+                for host in hosts:
+                    store.revoke_host(wanted.what, host)
+                return self._hosts_of(store, wanted.what)
             id = self._entry(store, wanted.what).credential.id
             store.revoke(id, wanted.labels)
             document = self._document(store, self._entry(store, id))
         return document, f"Revoked; it keeps: {_words(document)}."
+
+    def _hosts(self, wanted: argparse.Namespace) -> list[str]:
+        hosts = []
+        for text in wanted.host:
+            try:
+                hosts.append(names.own_host(text, self._settings.registrar, self._settings.servers))
+            except ValueError as error:
+                raise Refused(f"host {text}: {error}") from None
+        return hosts
+
+    @staticmethod
+    def _hosts_of(store: Store, label: str) -> Answer:
+        hosts = store.hosts(label)
+        return {"label": label, "hosts": list(hosts)}, f"Domains of {label}: {', '.join(hosts) or 'none'}."
 
     def set(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
@@ -296,6 +324,7 @@ class Admin:
             "id": c.id,
             "labels": list(entry.labels),
             "ports": {label: port for label, port in ports.items() if port},  # the fixed ones
+            "hosts": {label: list(store.hosts(label)) for label in entry.labels if store.hosts(label)},
             "modes": {label: store.mode(label) for label in entry.labels},
             "digits": c.digits,
             "period": c.period,
@@ -418,15 +447,19 @@ def _written(path: Path, content: str, force: bool) -> Iterator[None]:
 
 
 def _words(document: dict[str, Any]) -> str:
-    labels = [f"{label} (port {document['ports'][label]})" if label in document["ports"] else label
-              for label in document["labels"]]  # fmt: skip
+    labels = [
+        label
+        + (f" (port {document['ports'][label]})" if label in document["ports"] else "")
+        + "".join(f" + {host}" for host in document["hosts"].get(label, ()))
+        for label in document["labels"]
+    ]
     state = "" if document["enabled"] else "  DISABLED"
     return f"{document['id']}  {', '.join(labels) or 'no label'}{state}"
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or "-"
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(value) or "-"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -45,7 +45,8 @@ class FrontDoor:
         journal: Journal,
         wall_clock: Callable[[], float],
         registrar: Callable[[Request, Peer], Answer],
-        redirector: Callable[[Request, str, Peer], Answer],
+        redirector: Callable[[Request, str, Peer, str | None], Answer],
+        label_of_host: Callable[[str], str | None],
         passage: Callable[[str], Passage],
         pass_through: Callable[[socket.socket, Peer, str, bytes], None],
         stay: Callable[[socket.socket, Peer, Right, bytes], None],
@@ -62,6 +63,7 @@ class FrontDoor:
         self.limits = limits
         self._registrar = registrar
         self._redirector = redirector
+        self._label_of_host = label_of_host
         self._passage = passage
         self.pass_through = pass_through
         self.stay = stay
@@ -86,22 +88,28 @@ class FrontDoor:
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
         registrar, servers = self._names
-        if label := names.label_of(name, servers):
-            return (Passage.OURS if name == registrar else self._passage(label)), label
-        if name in ("", registrar, servers) or name.endswith("." + servers) or names.is_address(name):
+        if name in ("", registrar, servers) or names.is_address(name):
             return Passage.OURS, ""
-        return Passage.CLOSED, ""
+        if label := names.label_of(name, servers):
+            return self._passage(label), label
+        if name.endswith("." + servers):
+            return Passage.OURS, ""
+        label = self._label_of_host(name)
+        return (self._passage(label), label) if label else (Passage.CLOSED, "")
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         """The one answer to a well-formed request."""
         try:
-            addressee = names.addressee(names.host_of(request.authority), *self._names)
+            host = names.host_of(request.authority)
         except ValueError as error:
             return bad_request(BadRequest(400, f"the request's host is {error}"))
+        addressee = names.addressee(host, *self._names)
         if addressee.to is To.REGISTRAR:
             return self._registrar(request, peer)
         if addressee.to is To.LABEL:
-            return self._redirector(request, addressee.label, peer)
+            return self._redirector(request, addressee.label, peer, None)
+        if label := self._label_of_host(host):
+            return self._redirector(request, label, peer, host)
         return _misdirected()
 
     def upgrade(self, request: Request) -> Answer:
@@ -111,7 +119,8 @@ class FrontDoor:
             host = names.host_of(request.authority)
         except ValueError as error:
             return bad_request(BadRequest(400, f"the request's host is {error}"))
-        if not host.endswith("." + servers) or host == registrar:
+        ours = host.endswith("." + servers) or self._label_of_host(host)
+        if not ours or host == registrar:
             return _misdirected()
         port = "" if self.https_port() == 443 else f":{self.https_port()}"
         location = ("Location", f"https://{host}{port}{request.target}")

@@ -62,6 +62,19 @@ def is_address(host: str) -> bool:
     return True
 
 
+def own_host(text: str, registrar: str, servers: str) -> str:
+    """TEXT as an own domain: lower case, as A-labels, without a final dot.  Raises ValueError."""
+    try:
+        host = text.encode("idna").decode("ascii").lower().removesuffix(".")
+    except UnicodeError:
+        host = ""
+    if not HOST_NAME.fullmatch(host) or len(host) > 253 or "." not in host or is_address(host):
+        raise ValueError("it is no DNS name")
+    if host in (registrar, servers) or host.endswith("." + servers):
+        raise ValueError("it is the service's own")
+    return host
+
+
 def label(text: str) -> str:
     """TEXT folded to lower case.  Raises ValueError when it is no DNS label."""
     folded = text.lower()

@@ -53,7 +53,8 @@ class Redirector:
         self._location = location
         self._retry_after = retry_after
 
-    def answer(self, request: Request, label: str, peer: Peer) -> Answer:
+    def answer(self, request: Request, label: str, peer: Peer, own_host: str | None) -> Answer:
+        """The visitor asked for LABEL, or for its OWN_HOST, which Location then carries."""
         try:
             if self._mode(label) == "passthrough":
                 message = "This name is the device's own on this port: ask for it in the TLS handshake (SNI)."
@@ -65,12 +66,14 @@ class Redirector:
             return self._offline(request, label, Outcome.STORE_BUSY, str(error))
         if port is None:
             return self._offline(request, label, Outcome.PORT_FAILED)
-        location = f"https://{self._host_port(label, peer, port)}{request.target}"
+        location = f"https://{self._host_port(label, peer, port, own_host)}{request.target}"
         fields = (("Location", location), ("Cache-Control", "no-store"))
         message = "Go on at the address in Location; the device answers there."
         return Answer(Outcome.REDIRECTED, text(307, message, *fields), label, port=port)
 
-    def _host_port(self, label: str, peer: Peer, port: int) -> str:
+    def _host_port(self, label: str, peer: Peer, port: int, own_host: str | None) -> str:
+        if own_host:
+            return f"{own_host}:{port}"
         if self._location == "address":
             return host_port(self._advertise(peer), port)
         return f"{self._servers}:{port}" if self._location == "domain" else f"{label}.{self._servers}:{port}"

@@ -116,6 +116,7 @@ class Service:
             wall_clock,
             registrar.answer,
             redirector.answer,
+            self._label_of_host,
             self._passage,
             self.lobby.welcome_initiator,
             self._stay,
@@ -193,6 +194,11 @@ class Service:
         if mode != "redirect" and self.lobby.served(label):
             return Passage.THROUGH
         return Passage.CLOSED if mode == "passthrough" else Passage.OURS
+
+    def _label_of_host(self, host: str) -> str | None:
+        with contextlib.suppress(StoreError):
+            return self.store.label_of_host(host)
+        return None
 
     def _stay(self, sock: socket.socket, peer: Peer, right: Right, early: bytes) -> None:
         """A registration's own connection becomes the responder, if its right still stands."""

@@ -58,6 +58,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """ALTER TABLE labels ADD COLUMN mode TEXT NOT NULL DEFAULT 'redirect'
             CHECK (mode IN ('redirect', 'passthrough', 'both'))""",
     ),
+    # The primary key gives a host to one label alone.
+    (
+        """CREATE TABLE hosts (
+            host TEXT PRIMARY KEY NOT NULL,
+            label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE) WITHOUT ROWID""",
+    ),
 )
 
 
@@ -193,6 +199,18 @@ class Store:
             row = db.execute("SELECT mode FROM labels WHERE label = ?", (label,)).fetchone()
         return row[0] if row else "redirect"
 
+    def label_of_host(self, host: str) -> str | None:
+        """The label that the operator gave the own domain HOST to."""
+        with self._reading() as db:
+            row = db.execute("SELECT label FROM hosts WHERE host = ?", (host,)).fetchone()
+        return row[0] if row else None
+
+    def hosts(self, label: str) -> tuple[str, ...]:
+        """The own domains of LABEL."""
+        with self._reading() as db:
+            rows = db.execute("SELECT host FROM hosts WHERE label = ? ORDER BY host", (label,)).fetchall()
+        return tuple(host for (host,) in rows)
+
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
         with self._writing() as db:
@@ -270,6 +288,21 @@ class Store:
         """Let visitors come to LABEL another way; one that is only passed through has no fixed port."""
         with self._writing() as db:
             _set_mode(db, label, mode)
+
+    def grant_host(self, label: str, host: str) -> None:
+        """Give LABEL the own domain HOST, unless another label has it."""
+        with self._writing() as db:
+            if not db.execute("SELECT 1 FROM labels WHERE label = ?", (label,)).fetchone():
+                raise Refused(f"there is no label {label}")
+            db.execute("INSERT INTO hosts VALUES (?, ?) ON CONFLICT DO NOTHING", (host, label))
+            holder = db.execute("SELECT label FROM hosts WHERE host = ?", (host,)).fetchone()[0]
+            if holder != label:
+                raise Refused(f"host {host} belongs to label {holder}: revoke it there first")
+
+    def revoke_host(self, label: str, host: str) -> None:
+        with self._writing() as db:
+            if not db.execute("DELETE FROM hosts WHERE host = ? AND label = ?", (host, label)).rowcount:
+                raise Refused(f"label {label} has no host {host}")
 
     def rotate(self, id: str, secret: str) -> None:
         """Give ID another secret.  The steps that were spent with the old one are free again."""

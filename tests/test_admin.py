@@ -513,3 +513,37 @@ def test_pass_through_and_a_fixed_port_exclude_each_other(folder: Path) -> None:
     assert "62050" in complaint and not (folder / "home.agent.ini").exists()
     answer(folder, "add", "home", "--port", "62050")
     assert "62050" in refused(folder, "set", "home", "--mode", "passthrough")
+
+
+# Own domains
+
+OWN_HOST = "home.example.org"
+
+
+def test_the_command_grants_lists_and_revokes(folder: Path) -> None:
+    answer(folder, "add", "home", "cam")
+    granted = answer(folder, "grant", "home", "--host", "Bücher.Example.ORG.", "--host", OWN_HOST)
+    assert granted == {"label": "home", "hosts": [OWN_HOST, "xn--bcher-kva.example.org"]}
+    assert answer(folder, "list")[0]["hosts"] == {"home": granted["hosts"]}
+    assert "belongs to label home" in refused(folder, "grant", "cam", "--host", OWN_HOST)
+    assert answer(folder, "revoke", "home", "--host", OWN_HOST)["hosts"] == ["xn--bcher-kva.example.org"]
+    assert answer(folder, "grant", "cam", "--host", OWN_HOST)["hosts"] == [OWN_HOST]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["192.0.2.1", "::1", "a b.org", "-a.org", "single", "", "taas.example.com", "x.y.taas.example.com"],
+)
+def test_what_can_not_be_an_own_domain_is_refused(folder: Path, host: str) -> None:
+    answer(folder, "add", "home")
+    text = (folder / "taas.ini").read_text()
+    if host.endswith("taas.example.com"):
+        host = host.replace("taas.example.com", text.partition("servers = ")[2].split()[0])
+    assert "host" in refused(folder, "grant", "home", f"--host={host}")
+    assert answer(folder, "list")[0]["hosts"] == {}
+
+
+def test_the_registrar_is_nobody_s_own_domain(folder: Path) -> None:
+    answer(folder, "add", "home")
+    registrar = (folder / "taas.ini").read_text().partition("registrar = ")[2].split()[0]
+    assert "own" in refused(folder, "grant", "home", "--host", registrar)
