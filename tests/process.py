@@ -63,7 +63,7 @@ class Process:
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError):
-                self.answer()
+                self.answer(REGISTRAR)
                 return self
             assert self.popen.poll() is None and time.monotonic() < deadline, self.popen.stderr
 

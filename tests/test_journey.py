@@ -80,8 +80,20 @@ def admin(process: Process, *arguments: str) -> Any:
 @pytest.fixture
 def served(process: Callable[..., Process]) -> Iterator[Process]:
     """A running service whose label `home` is served by a real agent in front of a real TLS server."""
-    running = process()
-    admin(running, "add", "home")
+    with serving(process()) as running:
+        yield running
+
+
+@pytest.fixture
+def passed(process: Callable[..., Process]) -> Iterator[Process]:
+    """The same in mode passthrough: on the service's own port, without a redirect."""
+    with serving(process(), "--mode", "passthrough") as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving(running: Process, *options: str) -> Iterator[Process]:
+    admin(running, "add", "home", *options)
     running.start()
     with hidden_server(running.folder) as port:
         certificates = [running.folder / name for name in ("registrar.crt", "hidden.crt")]
@@ -93,7 +105,7 @@ def served(process: Callable[..., Process]) -> Iterator[Process]:
             text=True,
         )
         try:
-            running.until(lambda: running.answer() == 307)
+            running.until(lambda: " waits " in running.log)
             yield running
         finally:
             agent.send_signal(signal.SIGTERM)
@@ -170,8 +182,26 @@ def test_a_disabled_id_is_offline_and_an_enabled_one_back(served: Process) -> No
     served.until(lambda: served.answer() == 307)
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-def test_a_browser_shows_the_hidden_page(served: Process) -> None:
+def test_curl_is_passed_through_without_a_redirect(passed: Process) -> None:
+    assert curl(passed, "/", "--max-redirs", "0") == PAGE
+    assert curl(passed, "/blob") == BLOB
+    assert "redirected" not in passed.log and "opened" not in passed.log
+
+
+def test_openssl_meets_the_hidden_server_s_certificate_and_alpn(passed: Process) -> None:
+    seen = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{passed.port}", "-servername", f"home.{SERVERS}"]
+        + ["-CAfile", passed.folder / "hidden.crt", "-verify_return_error"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert "Verification: OK" in seen.stdout
+    assert (passed.folder / "hidden.crt").read_text().strip() in seen.stdout
+
+
+@contextlib.contextmanager
+def page_of_a_browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -180,11 +210,26 @@ def test_a_browser_shows_the_hidden_page(served: Process) -> None:
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
         )
-        page = browser.new_context(ignore_https_errors=True).new_page()
+        yield browser.new_context(ignore_https_errors=True).new_page()
+        browser.close()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_a_browser_shows_the_hidden_page(served: Process) -> None:
+    with page_of_a_browser() as page:
         page.goto(f"https://home.{SERVERS}:{served.port}/deep?link=1")
         assert page.inner_text("#hello") == "Hello from behind the NAT"
         assert page.url.endswith("/deep?link=1")
         q = page.url
         page.reload()  # the browser lives on q now
         assert page.url == q and page.inner_text("#hello")
-        browser.close()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+def test_a_browser_is_passed_through_post_quantum_hello_and_all(passed: Process) -> None:
+    with page_of_a_browser() as page:
+        url = f"https://home.{SERVERS}:{passed.port}/deep?link=1"
+        page.goto(url)
+        assert page.inner_text("#hello") == "Hello from behind the NAT"
+        assert page.url == url
+        assert page.evaluate("fetch('/blob').then(r => r.arrayBuffer()).then(b => b.byteLength)") == len(BLOB)
