@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taaslib.limits import KIB, MIB, Limits
-from taaslib.names import HOST_NAME, label_of
+from taaslib.names import HOST_NAME, label_of, own_host
 
 
 class ConfigError(Exception):
@@ -51,6 +51,7 @@ class Config:
     pump: str = "auto"
     user: str = ""
     http_port: int | None = None
+    tls: dict[str, tuple[Path, Path]] = field(default_factory=dict)  # own domain -> certificate, key
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
 
@@ -83,10 +84,13 @@ def parse(text: str, path: Path) -> Config:
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     known = {"taas": set(_TAAS), "limits": set(_LIMITS), "log": set(_LOG)}
     for section in ini.sections():
-        if section not in known:
-            raise ConfigError(f"{path}: [{section}]: unknown section; known are [taas], [limits], [log]")
+        keys = set(_TLS) if section.startswith("tls ") else known.get(section)
+        if keys is None:
+            raise ConfigError(
+                f"{path}: [{section}]: unknown section; known are [taas], [limits], [log], [tls HOST]"
+            )
         for key in ini[section]:
-            if key not in known[section]:
+            if key not in keys:
                 raise ConfigError(f"{path}: [{section}] {key}: unknown key")
 
     taas = _values(path, ini, "taas", _TAAS)
@@ -113,9 +117,27 @@ def parse(text: str, path: Path) -> Config:
         pump=taas.get("pump", "auto"),
         user=taas.get("user", ""),
         http_port=taas.get("http-port"),
+        tls=_tls(path, ini, taas["registrar"], taas["servers"]),
         limits=Limits(**{k.replace("-", "_"): v for k, v in _values(path, ini, "limits", _LIMITS).items()}),
         log=_log(folder, _values(path, ini, "log", _LOG)),
     )
+
+
+def _tls(
+    path: Path, ini: configparser.ConfigParser, registrar: str, servers: str
+) -> dict[str, tuple[Path, Path]]:
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for section in (section for section in ini.sections() if section.startswith("tls ")):
+        try:
+            host = own_host(section[4:].strip(), registrar, servers)
+        except ValueError as error:
+            raise ConfigError(f"{path}: [{section}]: {error}") from None
+        values = _values(path, ini, section, _TLS)
+        for key in _TLS:
+            if key not in values:
+                raise ConfigError(f"{path}: [{section}] {key}: missing; both are required")
+        pairs[host] = path.parent / values["certificate"], path.parent / values["key"]
+    return pairs
 
 
 def _log(folder: Path, values: Mapping[str, Any]) -> Log:
@@ -275,6 +297,7 @@ _TAAS: dict[str, Callable[[str], Any]] = {
 _LIMITS: dict[str, Callable[[str], Any]] = {
     f.name.replace("_", "-"): _limit(f.metadata) for f in dataclasses.fields(Limits)
 }
+_TLS: dict[str, Callable[[str], Any]] = {"certificate": _path, "key": _path}
 _LOG: dict[str, Callable[[str], Any]] = {
     "file": _text,
     "format": _one_of("text", "json"),

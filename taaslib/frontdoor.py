@@ -36,12 +36,12 @@ class Passage(enum.Enum):
 
 
 class FrontDoor:
-    """Everything that the exchanges share.  `context` may be exchanged for another at any time."""
+    """Everything that the exchanges share.  `contexts`, by server name, may be exchanged at any time."""
 
     def __init__(
         self,
         loop: Loop,
-        context: ssl.SSLContext,
+        contexts: dict[str, ssl.SSLContext],
         journal: Journal,
         wall_clock: Callable[[], float],
         registrar: Callable[[Request, Peer], Answer],
@@ -57,7 +57,7 @@ class FrontDoor:
         limits: Limits,
     ) -> None:
         self.loop = loop
-        self.context = context
+        self.contexts = contexts
         self.journal = journal
         self.wall_clock = wall_clock
         self.limits = limits
@@ -97,12 +97,14 @@ class FrontDoor:
         label = self._label_of_host(name)
         return (self._passage(label), label) if label else (Passage.CLOSED, "")
 
-    def answer(self, request: Request, peer: Peer) -> Answer:
-        """The one answer to a well-formed request."""
+    def answer(self, request: Request, peer: Peer, certificate: str) -> Answer:
+        """The one answer to a well-formed request, whose peer was shown the CERTIFICATE of that name."""
         try:
             host = names.host_of(request.authority)
         except ValueError as error:
             return bad_request(BadRequest(400, f"the request's host is {error}"))
+        if (host if host in self.contexts else "") != certificate:
+            return _misdirected()  # RFC 9110 7.4: the host that was asked for is outside that certificate
         addressee = names.addressee(host, *self._names)
         if addressee.to is To.REGISTRAR:
             return self._registrar(request, peer)
@@ -154,6 +156,7 @@ class Exchange:
     """One connection to the front door."""
 
     __slots__ = (
+        "_certificate",
         "_deadline",
         "_door",
         "_dropped",
@@ -177,6 +180,7 @@ class Exchange:
         self._hello = clienthello.HelloReader()
         self._first = bytearray()  # what came before its TLS was known to be ours
         self._plain = plain
+        self._certificate = ""  # the key in the door's contexts of the one that was shown
         self.state = State.REQUEST if plain else State.QUIET
         patience = door.limits.request if plain else door.limits.handshake
         self._deadline = door.loop.call_later(patience, self._on_deadline)
@@ -255,7 +259,9 @@ class Exchange:
         elif hello := self._hello.feed(data):
             passage, label = self._door.destination(hello.name)
             if passage is Passage.OURS:
-                self._stream = TlsStream(self._sock, self._door.context, bytes(self._first))
+                contexts = self._door.contexts
+                self._certificate = hello.name if hello.name in contexts else ""
+                self._stream = TlsStream(self._sock, contexts[self._certificate], bytes(self._first))
                 self.state = State.HANDSHAKE
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
@@ -294,7 +300,9 @@ class Exchange:
             return
         if request:
             door = self._door
-            answer = door.upgrade(request) if self._plain else door.answer(request, self._peer)
+            answer = (
+                door.upgrade(request) if self._plain else door.answer(request, self._peer, self._certificate)
+            )
             self._answer(answer, bodiless=request.method == "HEAD")
 
     def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:

@@ -14,6 +14,7 @@ import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from taaslib import __version__
 from taaslib.authorization import Right
@@ -60,7 +61,7 @@ class Service:
         raise_descriptor_limit()
         self.journal = _open_journal(config)
         self.loop = Loop(self._on_fault, clock)
-        context = tls_context(config)
+        contexts = tls_contexts(config)
         self._listeners: list[Listener] = []
         with self._closing_on_failure():
             for address in config.address:
@@ -69,9 +70,11 @@ class Service:
                 self._listen(address, config.http_port)
             _drop_privileges(config, self.journal)
             self.store = _open_store(config)
-            self._build(config, context, wall_clock)
+            self._build(config, contexts, wall_clock)
 
-    def _build(self, config: Config, context: ssl.SSLContext, wall_clock: Callable[[], float]) -> None:
+    def _build(
+        self, config: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]
+    ) -> None:
         limits, loop, journal = config.limits, self.loop, self.journal
         retry_after = math.ceil(limits.retry_after)
         self._pools = Pools(config.pump)
@@ -111,7 +114,7 @@ class Service:
         )
         self.door = FrontDoor(
             loop,
-            context,
+            contexts,
             journal,
             wall_clock,
             registrar.answer,
@@ -160,7 +163,7 @@ class Service:
     def reload_certificate(self) -> None:
         """Take over a renewed certificate; keep the old one if the new can't be used."""
         try:
-            self.door.context = tls_context(self.config)
+            self.door.contexts = tls_contexts(self.config)
         except ConfigError as error:
             self.journal.note(Outcome.WARNING, cause=error)
         else:
@@ -313,7 +316,7 @@ def hold_signals(held: bool) -> None:
 
 def check(config: Config) -> None:
     """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
-    tls_context(config)
+    tls_contexts(config)
     if config.user:
         try:
             uid_gid(config.user)
@@ -332,25 +335,34 @@ def check(config: Config) -> None:
         raise ConfigError(f"{config.path}: [log] file: can't write {log}")
 
 
-def tls_context(config: Config) -> ssl.SSLContext:
-    """The front door's TLS: 1.2 and up, the operator's certificate, ALPN http/1.1.  Raises ConfigError."""
-    for key, file in (("certificate", config.certificate), ("key", config.key)):
+def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
+    """The front door's TLS by server name, "" being all but the [tls HOST] ones.  Raises ConfigError."""
+    contexts = {"": _tls_context(config, "taas", config.certificate, config.key)}
+    for host, files in config.tls.items():
+        contexts[host] = _tls_context(config, f"tls {host}", *files)
+    return contexts
+
+
+def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 and up, ALPN http/1.1, with the files that SECTION names."""
+    for name, file in (("certificate", certificate), ("key", key)):
         try:
             file.open("rb").close()
         except OSError as error:
             hint = "; python make_cert.py makes one" if isinstance(error, FileNotFoundError) else ""
-            raise ConfigError(f"{config.path}: [taas] {key}: {file}: {error.strerror}{hint}") from None
+            raise ConfigError(f"{config.path}: [{section}] {name}: {file}: {error.strerror}{hint}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
     context.num_tickets = 0  # OP_NO_TICKET is for TLS 1.2; two tickets cost 15% of a handshake
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(config.certificate, config.key, password=_no_password)
+        context.load_cert_chain(certificate, key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         why = "the key does not belong to the certificate" if "MISMATCH" in str(error) else str(error)
-        where = f"{config.certificate}, {config.key}"
-        raise ConfigError(f"{config.path}: [taas] certificate, key: {where}: {why}") from None
+        raise ConfigError(
+            f"{config.path}: [{section}] certificate, key: {certificate}, {key}: {why}"
+        ) from None
     return context
 
 

@@ -320,3 +320,25 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 def test_a_config_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         read().port = 1  # type: ignore[misc]
+
+
+def test_an_own_domain_may_have_a_certificate() -> None:
+    config = parse(ini() + "[tls Home.Example.org.]\ncertificate = a.crt\nkey = /b.key\n", INI)
+    assert config.tls == {"home.example.org": (INI.parent / "a.crt", Path("/b.key"))}
+
+
+@pytest.mark.parametrize(
+    "section, where",
+    [
+        ("[tls home.example.org]\ncertificate = a.crt\n", "[tls home.example.org] key: missing"),
+        ("[tls home.example.org]\nkey = a\n", "[tls home.example.org] certificate: missing"),
+        (
+            "[tls home.example.org]\nkey = a\ncertificate = b\nport = 1\n",
+            "[tls home.example.org] port: unknown",
+        ),
+        ("[tls 192.0.2.1]\nkey = a\ncertificate = b\n", "[tls 192.0.2.1]: it is no DNS name"),
+        ("[tls]\nkey = a\n", "[tls]: unknown section"),
+    ],
+)
+def test_a_bad_certificate_section_is_named(section: str, where: str) -> None:
+    assert complaint(ini() + section).startswith(where)

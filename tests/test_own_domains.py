@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from house import House
+from house import SERVERS, House
 from test_passthrough import ALERT, hello, set_mode
 
 from taaslib.store import Refused
@@ -63,3 +68,38 @@ def test_it_belongs_to_one_label(owned: House) -> None:
         store.revoke_host("home", OWN)
         store.grant_host("cam", OWN)
         assert store.hosts("cam") == (OWN,)
+
+
+@pytest.fixture
+def certified(build: Callable[..., House], tmp_path: Path) -> tuple[House, ssl.SSLContext]:
+    """A house in which OWN has a certificate of its own, and a client's trust in it."""
+    certificate, key = tmp_path / "own.crt", tmp_path / "own.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-days", "2", "-subj", f"/CN={OWN}", "-addext", f"subjectAltName=DNS:{OWN}"]
+        + ["-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    house = build(tls={OWN: (certificate, key)})
+    with house.admin() as store:
+        store.grant_host("home", OWN)
+    house.pass_time(1)
+    return house, ssl.create_default_context(cafile=str(certificate))
+
+
+def test_its_own_certificate_is_chosen_by_server_name(certified: tuple[House, ssl.SSLContext]) -> None:
+    house, trust = certified
+    house.responder()
+    reply = house.ask(f"GET /x HTTP/1.1\r\nHost: {OWN}\r\n\r\n".encode(), OWN, context=trust)
+    assert reply.fields["location"] == f"https://{OWN}:{house.q()}/x"
+
+
+def test_a_host_outside_the_certificate_that_was_shown_is_421(
+    certified: tuple[House, ssl.SSLContext],
+) -> None:
+    house, trust = certified
+    other = f"GET / HTTP/1.1\r\nHost: home.{SERVERS}\r\n\r\n".encode()
+    assert house.ask(other, OWN, context=trust).status == 421
+    assert house.ask(f"GET / HTTP/1.1\r\nHost: {OWN}\r\n\r\n".encode()).status == 421
+    assert house.ask(other).status == 503

@@ -14,7 +14,7 @@ import pytest
 from house import REGISTRAR, SERVERS
 
 from taaslib.config import Config
-from taaslib.service import tls_context
+from taaslib.service import tls_contexts
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
 
 RECORD = 16 * 1024  # octets, RFC 8446 5.1
@@ -28,7 +28,7 @@ versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVe
 def context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     """The service's own."""
     folder = certificate[0].parent
-    return tls_context(
+    return tls_contexts(
         Config(
             path=folder / "taas.ini",
             public=("127.0.0.1",),
@@ -41,7 +41,7 @@ def context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
             database=folder / "taas.db",
             ports=(range(20000, 20400),),
         )
-    )
+    )[""]
 
 
 @pytest.fixture(scope="module")
