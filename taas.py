@@ -17,7 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name != "pyotp":
             raise
-        print("taas: pyotp is missing: pip install pyotp, or apt install python3-pyotp", file=sys.stderr)
+        remedies = "pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
+        print(f"taas: pyotp is missing: {remedies}", file=sys.stderr)
         return 1
     parser = argparse.ArgumentParser(prog="taas.py", description="A rendezvous relay for hidden servers.")
     parser.add_argument("ini", metavar="taas.ini", type=Path)

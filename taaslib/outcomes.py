@@ -18,8 +18,8 @@ class Outcome(enum.Enum):
     # The service
     STARTED = "started"  # it listens
     STOPPED = "stopped"  # it ended in order
-    FOLLOWED = "followed"  # a change in the database was taken over
-    STORE_BROKEN = "store-broken"  # the database can't be read or written; 503 until it can
+    FOLLOWED = "followed"  # a change in the database, or a renewed certificate, was taken over
+    STORE_BROKEN = "store-broken"  # the database can't be read; 503 until it can
     OUT_OF_DESCRIPTORS = "out-of-descriptors"  # accepting pauses
     PORT_FAILED = "port-failed"  # a port could not be listened on
     FAULT = "fault"  # our own bug: one connection was closed, the others go on
@@ -41,10 +41,10 @@ class Outcome(enum.Enum):
     NO_CREDENTIALS = "no-credentials"  # no Authorization header, or another scheme
     NOT_GRANTED = "not-granted"  # a right code, and a label that is not its ID's
     NOT_FOUND = "not-found"  # a path or method that we do not serve
-    MISDIRECTED = "misdirected"  # a Host that is not ours
+    MISDIRECTED = "misdirected"  # a Host that is not ours, or not on this TLS
     NOT_SERVED = "not-served"  # nobody waits under the label
     FULL = "full"  # no seat or port left
-    STORE_BUSY = "store-busy"  # the database did not answer in time
+    STORE_BUSY = "store-busy"  # the database did not answer in time, or can't be written (see `cause`)
     PLAIN_HTTP = "plain-http"  # no TLS spoken to the TLS port
     TLS_FAILED = "tls-failed"  # the handshake came to nothing
     SILENT = "silent"  # a deadline passed before the request was whole
@@ -56,7 +56,7 @@ class Outcome(enum.Enum):
     UNCLAIMED = "unclaimed"  # nobody came to p in time
     STRANGER = "stranger"  # somebody else than the registrant came to p
     QUIET = "quiet"  # q: its label has not been served for long enough
-    CHANGED = "changed"  # q: the operator gave the label another port
+    CHANGED = "changed"  # q: the operator gave the label another port, or another mode
 
     # A leg that waits
     WAITS = "waits"  # a responder waits
