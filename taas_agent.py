@@ -349,7 +349,7 @@ class Pool:
             self.waiting.discard(thing)
             if thing.since is not None and now - thing.since >= STEADY_SECONDS:
                 self._failures = 0
-        self._proven = False
+        self._proven, self._announced = False, self._announced and bool(self.waiting)
         if now >= self._backoff_until:  # connections that fail together are one failure
             latest = min(BACKOFF_LAST, 2 * BACKOFF_FIRST * 2**self._failures)
             self._backoff_until = now + random.uniform(BACKOFF_FIRST, latest)

@@ -569,6 +569,18 @@ def test_a_target_may_have_a_name(start: Start, registrar: Registrar, target: so
             assert service.recv(5) == b"hello"
 
 
+def test_ready_is_said_again_after_all_were_lost(start: Start, registrar: Registrar) -> None:
+    agent = start()
+    for sock in [registrar.responder() for _ in range(4)]:
+        sock.close()  # the first loss holds the next try back for half a second at least
+
+    def twice() -> bool:
+        return sum(" ready " in line for line in agent.log) == 2
+
+    with agent._grown:
+        assert agent._grown.wait_for(twice, PATIENCE), "".join(agent.log)
+
+
 def test_an_ipv6_answer_is_understood(start: Start, pinned: Certificate, target: socket.socket) -> None:
     registrar = Registrar(pinned, host="::1")
     try:
