@@ -329,3 +329,11 @@ def test_strict_codes_stay_spent_over_a_restart(build: Callable[..., House]) -> 
     code = first.code()
     assert first.put(code=code).status == 200
     assert build(limits={"reuse": 1}).put(code=code).status == 429
+
+
+def test_b10_a_wrong_code_is_a_challenge_and_a_used_one_is_remembered(house: House) -> None:
+    code = house.code()
+    assert house.put(code=code).status == 200
+    for reply in (house.put(code="000000"), house.put(code=code, source="127.0.0.2")):
+        assert (reply.status, reply.fields["www-authenticate"]) == (401, 'TOTP realm="taas"')
+    assert house.events("wrong-code") and house.events("code-used")
