@@ -47,7 +47,7 @@ class FrontDoor:
         registrar: Callable[[Request, Peer], Answer],
         redirector: Callable[[Request, str, Peer, str | None], Answer],
         label_of_host: Callable[[str], str | None],
-        passage: Callable[[str], Passage],
+        passage: Callable[[str | None], Passage],
         pass_through: Callable[[socket.socket, Peer, str, bytes], None],
         stay: Callable[[socket.socket, Peer, Right, bytes], None],
         release: Callable[[Right], None],
@@ -95,7 +95,7 @@ class FrontDoor:
         if name.endswith("." + servers):
             return Passage.OURS, ""
         label = self._label_of_host(name)
-        return (self._passage(label), label) if label else (Passage.CLOSED, "")
+        return self._passage(label), label or ""
 
     def answer(self, request: Request, peer: Peer, certificate: str) -> Answer:
         """The one answer to a well-formed request, whose peer was shown the CERTIFICATE of that name."""

@@ -188,9 +188,11 @@ class Service:
         """The public address of the family that PEER came by, or the very one that it came to."""
         return self.config.public_address(6 if ":" in peer.local else 4) or peer.local
 
-    def _passage(self, label: str) -> Passage:
-        """Whose TLS a connection is that asks for LABEL's name."""
+    def _passage(self, label: str | None) -> Passage:
+        """Whose TLS a connection is that asks for LABEL's name, or for a name that is nobody's here (None)."""
         try:
+            if label is None:  # not ours; but where nothing is passed through, old clients notice no change
+                return Passage.CLOSED if self.store.passes_through() else Passage.OURS
             mode = self.store.mode(label)
         except StoreError:  # ours, which answers 503
             return Passage.OURS

@@ -199,6 +199,12 @@ class Store:
             row = db.execute("SELECT mode FROM labels WHERE label = ?", (label,)).fetchone()
         return row[0] if row else "redirect"
 
+    def passes_through(self) -> bool:
+        """Whether any label is passed through."""
+        with self._reading() as db:
+            row = db.execute("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1").fetchone()
+        return row is not None
+
     def label_of_host(self, host: str) -> str | None:
         """The label that the operator gave the own domain HOST to."""
         with self._reading() as db:

@@ -102,7 +102,15 @@ def test_an_offline_pass_through_label_gets_the_alert_and_a_fin(through: House) 
     assert alerted(through, HOST).received == ALERT
 
 
+def test_where_nothing_is_passed_through_any_server_name_gets_our_tls(house: House) -> None:
+    """Old clients notice nothing: RFC 6066 lets a server ignore the name."""
+    visitor = house.wire(house.service.port).send(hello("example.org", alpn="http/1.1"))
+    house.until(lambda: visitor.received)
+    assert visitor.received[0] == 0x16
+
+
 def test_only_names_outside_ours_get_the_alert(house: House) -> None:
+    set_mode(house, "passthrough", "cam")
     assert alerted(house, "example.org").received == ALERT
     for name in (None, REGISTRAR, SERVERS, f"nosuch.{SERVERS}", f"a.b.{SERVERS}", HOST):
         visitor = house.wire(house.service.port).send(hello(name, alpn="http/1.1"))
