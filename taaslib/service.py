@@ -189,7 +189,7 @@ class Service:
         return self.config.public_address(6 if ":" in peer.local else 4) or peer.local
 
     def _passage(self, label: str | None) -> Passage:
-        """Whose TLS a connection is that asks for LABEL's name, or for a name that is nobody's here (None)."""
+        """Whose TLS a connection is that asks for LABEL's name, or (None) for one that is nobody's here."""
         try:
             if label is None:  # not ours; but where nothing is passed through, old clients notice no change
                 return Passage.CLOSED if self.store.passes_through() else Passage.OURS
