@@ -98,11 +98,8 @@ class FrontDoor:
         return self._passage(label), label or ""
 
     def answer(self, request: Request, peer: Peer, certificate: str) -> Answer:
-        """The one answer to a well-formed request, whose peer was shown the CERTIFICATE of that name."""
-        try:
-            host = names.host_of(request.authority)
-        except ValueError as error:
-            return bad_request(BadRequest(400, f"the request's host is {error}"))
+        """The answer to a request, whose peer was shown the CERTIFICATE of that name.  Raises BadRequest."""
+        host = _host_of(request)
         if (host if host in self.contexts else "") != certificate:
             return _misdirected()  # RFC 9110 7.4: the host that was asked for is outside that certificate
         addressee = names.addressee(host, *self._names)
@@ -115,12 +112,12 @@ class FrontDoor:
         return _misdirected()
 
     def upgrade(self, request: Request) -> Answer:
-        """The answer on the port of plain HTTP: the same address with https, for names below `servers`."""
+        """The answer on the port of plain HTTP: the same address with https, for names below `servers`.
+
+        Raises BadRequest.
+        """
         registrar, servers = self._names
-        try:
-            host = names.host_of(request.authority)
-        except ValueError as error:
-            return bad_request(BadRequest(400, f"the request's host is {error}"))
+        host = _host_of(request)
         ours = host.endswith("." + servers) or self._label_of_host(host)
         if not ours or host == registrar:
             return _misdirected()
@@ -293,35 +290,41 @@ class Exchange:
             self._stream.flush()  # the handshake's next flight
 
     def _take(self, data: bytes) -> None:
+        door, bodiless = self._door, False
         try:
             request = self._parser.feed(data)
+            if request is None:
+                return
+            bodiless = request.method == "HEAD"
+            if self._plain:
+                answer = door.upgrade(request)
+            else:
+                answer = door.answer(request, self._peer, self._certificate)
         except BadRequest as error:
-            self._answer(bad_request(error))
-            return
-        if request:
-            door = self._door
-            answer = (
-                door.upgrade(request) if self._plain else door.answer(request, self._peer, self._certificate)
-            )
-            self._answer(answer, bodiless=request.method == "HEAD")
+            answer = bad_request(error)
+        self._answer(answer, bodiless=bodiless)
 
     def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
         self._note(answer.outcome, label=answer.label, id=answer.id, port=answer.port, cause=answer.cause)
+        self._stays = answer.stays  # before anything can fail: `_leave` releases it
         self._stream.send(answer.response.to_bytes(self._door.wall_clock(), bodiless=bodiless))
         if answer.stays:
-            self._begin_parting(answer.stays)
+            self._begin_parting()
         else:
             self._begin_answering()
 
-    def _begin_parting(self, right: Right) -> None:
-        self.state, self._stays = State.PARTING, right
+    def _begin_parting(self) -> None:
+        self.state = State.PARTING
         self._set_deadline(self._door.limits.request)
         assert isinstance(self._stream, TlsStream)
         if self._parser.rest or self._stream.peer_closed:  # not before our 200, and nothing else before it
             self.on_failed()
             return
-        self._stream.part()
-        self._stream.flush()
+        try:
+            self._stream.part()
+            self._stream.flush()
+        except TlsFailed:  # there was rubbish behind the request
+            self.on_failed()
 
     def _part(self) -> None:
         """Take the peer's close_notify; from there on the connection is plain, and a responder."""
@@ -388,6 +391,13 @@ class Exchange:
             write=self.state is State.ANSWERING or self._stream.backlog,
             patient=True,
         )
+
+
+def _host_of(request: Request) -> str:
+    try:
+        return names.host_of(request.authority)
+    except ValueError as error:
+        raise BadRequest(400, f"the request's host is {error}") from None
 
 
 def _misdirected() -> Answer:

@@ -142,6 +142,17 @@ def test_anything_before_the_client_s_close_notify_ends_it(house: House) -> None
     refused(house, answered(house).send(b"plain octets"))
 
 
+def test_rubbish_behind_the_request_ends_it_and_is_no_fault_of_ours(house: House) -> None:
+    wire = house.tls()
+    house.until(lambda: wire.established)
+    wire.tls.write(request(house, STAY))
+    wire.unsent += wire.outgoing.read() + b"\x17\x03\x03\x00\x05rubbi"
+    wire.left_tls = True
+    house.until(lambda: house.events("registered"))
+    refused(house, wire)
+    assert not house.events("fault")
+
+
 def test_a_close_notify_before_our_200_ends_it(house: House) -> None:
     wire = house.tls()
     house.until(lambda: wire.established)
