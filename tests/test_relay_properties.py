@@ -145,11 +145,21 @@ class AnyInterleaving(RuleBasedStateMachine):
         assert relay is self.relay and self.outcome is None
         self.outcome = outcome
 
-    @rule(name=SIDES, octets=SIZES, times=st.sampled_from([1, 1, 1, 20]))
-    def say(self, name: str, octets: int, times: int) -> None:
-        for _ in range(times):
-            if (side := self.sides[name]).may_speak:
-                side.say(side.chance.randbytes(octets))
+    @rule(name=SIDES, octets=SIZES)
+    def say(self, name: str, octets: int) -> None:
+        if (side := self.sides[name]).may_speak:
+            side.say(side.chance.randbytes(octets))
+
+    @rule(name=SIDES, last_words=st.booleans())
+    def say_more_than_the_other_hears(self, name: str, last_words: bool) -> None:
+        """Until the relay reads no more from this side, unless the other's kernel takes a lot."""
+        side, end = self.sides[name], getattr(self.relay, name)
+        for _ in range(30):
+            if side.may_speak and self.outcome is None and end.pump.has_room:
+                side.say(side.chance.randbytes(100_000))
+                self.loop.turn(0.0)
+        if side.may_speak and last_words:
+            side.finish()
 
     @rule(name=SIDES)
     def say_something_urgent(self, name: str) -> None:
