@@ -156,12 +156,16 @@ def read_clienthello(data: bytes) -> Iterator[str]:
     """The input as it is; and as what stands within a hello, where a mutation keeps the lengths around it."""
     body = b"\3\3" + bytes(32) + b"\0" + b"\0\4\x13\1\xc0\x2b" + b"\1\0"
     groups = bytes.fromhex("000a00040002001d 000d00040002 0403")  # X25519; ECDSA with P-256
-    in_extensions = body + _vector(2, groups + data)
-    in_name = body + _vector(2, groups + b"\0\0" + _vector(2, data))
     yield from _hello(data)
-    for message in (data, in_extensions, in_name):
-        if len(message) < 16_000:  # it fits into one record
-            yield from _hello(b"\x16\3\1" + _vector(2, b"\1" + _vector(3, message)))
+    if len(data) < 16_000:  # it fits into one record
+        name = _vector(2, b"\0" + _vector(2, data))
+        for extensions in (data, b"\0\0" + _vector(2, data), b"\0\0" + _vector(2, name)):
+            yield from _hello(_record(body + _vector(2, groups + extensions)))
+        yield from _hello(_record(data))
+
+
+def _record(body: bytes) -> bytes:
+    return b"\x16\3\1" + _vector(2, b"\1" + _vector(3, body))
 
 
 def _vector(size: int, content: bytes) -> bytes:
