@@ -1,21 +1,24 @@
-# run - test - check - slow-test - dist.  CI calls only these.  PYTHON and VENV choose another Python.
+# run - test - check - slow-test - fuzz - dist.  CI calls only these.  PYTHON and VENV choose another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
 export PYTHON VENV
 
-# PORT=9443 moves the demo, PYTEST="-k relay -x" goes to pytest.
+# PORT=9443 moves the demo, PYTEST="-k relay -x" goes to pytest, FUZZ="http1 names" names targets for SECONDS.
 PORT ?= 8443
 PYTEST ?=
+SECONDS ?= 60
+FUZZ ?=
 
 SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools
 
-.PHONY: help run test check slow-test dist clean dev
+.PHONY: help run test check slow-test fuzz dist clean dev
 
 help:
 	@echo "make run        the whole journey on this machine: service, agent, sample page (Ctrl-C ends it)"
 	@echo "make test       the tests (slow ones: make slow-test)"
 	@echo "make check      ruff, mypy --strict, the tests"
+	@echo "make fuzz       a minute of new inputs for all that reads from the network"
 	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
 	@echo "make clean      forget what the others made"
 
@@ -41,10 +44,14 @@ check: dev
 slow-test: dev
 	"$(VENV)/bin/python" -m pytest -m slow $(PYTEST) || { [ $$? = 5 ] && echo "there are no slow tests"; }
 
+fuzz: dev
+	@sh tools/environment.sh fuzz
+	@"$(VENV)/bin/python" tools/fuzz.py --seconds $(SECONDS) $(FUZZ)
+
 dist:
 	@sh tools/need.sh python3 python3-venv
 	@sh tools/environment.sh run
 	@"$(VENV)/bin/python" tools/dist.py
 
 clean:
-	rm -rf .venv .venv-* run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

@@ -1,6 +1,7 @@
 #!/bin/sh
-# environment.sh run|dev: make the virtual environment $VENV (default .venv) with $PYTHON (default python3).
-# run: only what the service needs. dev: the tools of the checks too. Does nothing when it is already right.
+# environment.sh run|dev|fuzz: make the virtual environment $VENV (default .venv) with $PYTHON (default python3).
+# run: only what the service needs. dev: the tools of the checks too. fuzz: the fuzzer, called after dev.
+# Does nothing when it is already right.
 set -eu
 cd "$(dirname "$0")/.."
 kind=$1
@@ -24,6 +25,6 @@ install() {  # NAME OF THE REQUIREMENTS FILE
 }
 
 install requirements.txt
-if [ "$kind" = dev ]; then
-    install requirements-dev.txt
+if [ "$kind" != run ]; then
+    install "requirements-$kind.txt"
 fi
