@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,11 @@ class Hidden(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def certify(folder: Path) -> ssl.SSLContext:
+def certify(folder: Path, alternative: str = f"DNS:{HOME}") -> ssl.SSLContext:
     """Make hidden.crt and hidden.key in FOLDER: a certificate of home.SERVERS, and what serves it."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-days", "2", "-subj", f"/CN={HOME}", "-addext", f"subjectAltName=DNS:{HOME}"]
+        + ["-days", "2", "-subj", "/CN=hidden", "-addext", f"subjectAltName={alternative}"]
         + ["-keyout", folder / "hidden.key", "-out", folder / "hidden.crt"],
         check=True,
         capture_output=True,
@@ -77,7 +77,9 @@ def in_background(server: socketserver.BaseServer) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def hidden_server(folder: Path, handler: type[BaseHTTPRequestHandler] = Hidden) -> Iterator[int]:
+def hidden_server(
+    folder: Path, handler: Callable[..., BaseHTTPRequestHandler] = Hidden
+) -> Iterator[int]:
     """A TLS web server of home.SERVERS with a certificate of its own; gives its port."""
     context = certify(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

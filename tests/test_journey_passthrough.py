@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import configparser
 import contextlib
+import functools
 import getpass
 import hashlib
+import json
 import os
 import queue
 import shutil
@@ -17,8 +19,10 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +43,15 @@ from hidden import (
     serving,
 )
 from house import REGISTRAR, SERVERS
-from process import Process, free_port
+from process import ROOT, Process, free_port
 from test_passthrough import ALERT
 
 CADDY = shutil.which("caddy")
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
 needs_caddy = pytest.mark.skipif(not CADDY, reason="Caddy is not installed")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+needs_pebble = pytest.mark.skipif(not shutil.which("pebble"), reason="Pebble is not installed")
+needs_lego = pytest.mark.skipif(not shutil.which("lego"), reason="lego is not installed")
 needs_sshd = pytest.mark.skipif(not (SSHD and shutil.which("ssh")), reason="OpenSSH is not installed")
 
 
@@ -210,6 +216,145 @@ def test_an_acme_challenge_by_alpn_reaches_the_hidden_server(
         alpn = "-alpn", "acme-tls/1", "-CAfile", tmp_path / "hidden.crt"
         assert "ALPN protocol: acme-tls/1" in run(*s_client(running, *alpn), stdin=subprocess.DEVNULL)
     assert agreed == [("acme-tls/1", b"")]
+
+
+# ---- a publicly trusted certificate -----------------------------------------------------------------------
+
+PADLOCK = (ROOT / "docs/padlock.md").read_text()
+
+
+@dataclass
+class Authority:
+    """A public authority in the small: Pebble, which validates as Let's Encrypt does, and its DNS."""
+
+    directory: str
+    trust: Path  # of the directory's own HTTPS
+    root: Path  # of the certificates that it gives
+    dns: str
+    dns_admin: str
+
+    def say(self, what: str, **facts: str) -> None:
+        """Change the DNS: set-cname, set-txt, clear-txt."""
+        request = urllib.request.Request(f"{self.dns_admin}/{what}", json.dumps(facts).encode())
+        urllib.request.urlopen(request, timeout=10).close()
+
+
+@contextlib.contextmanager
+def authority(folder: Path, *, https: int, http: int) -> Iterator[Authority]:
+    """It looks for visitors' ports 443 and 80 at HTTPS and HTTP; each name is 127.0.0.1."""
+    folder.mkdir()
+    certify(folder, "IP:127.0.0.1")
+    acme, management, dns, dns_admin = (f"127.0.0.1:{free_port()}" for _ in range(4))
+    settings = {
+        "listenAddress": acme,
+        "managementListenAddress": management,
+        "certificate": str(folder / "hidden.crt"),
+        "privateKey": str(folder / "hidden.key"),
+        "httpPort": http,
+        "tlsPort": https,
+    }
+    (folder / "pebble.json").write_text(json.dumps({"pebble": settings}))
+    mock = ["-defaultIPv6", "", "-dns01", dns, "-management", dns_admin]
+    for unused in ("-http01", "-https01", "-tlsalpn01"):
+        mock += [unused, ""]
+    pebble = ["pebble", "-config", folder / "pebble.json", "-dnsserver", dns]
+    trust = ssl.create_default_context(cafile=str(folder / "hidden.crt"))
+    with open(folder / "log", "w") as log, contextlib.ExitStack() as stack:
+        for command in (["pebble-challtestsrv", *mock], pebble):
+            quick = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"}
+            started = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quick)
+            stack.callback(started.wait, 20)
+            stack.callback(started.terminate)
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"https://{management}/roots/0", context=trust) as root:
+                    (folder / "root.crt").write_bytes(root.read())
+                urllib.request.urlopen(f"https://{acme}/dir", context=trust).close()
+                break
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.02)  # between two questions to another process; nothing passes because of it
+        yield Authority(
+            f"https://{acme}/dir", folder / "hidden.crt", folder / "root.crt", dns, f"http://{dns_admin}"
+        )
+
+
+@needs_caddy
+@needs_pebble
+def test_caddy_gets_a_certificate_for_each_name_through_the_service(
+    process: Callable[..., Process], tmp_path: Path
+) -> None:
+    """docs/padlock.md, first way: TLS-ALPN-01 on the service's port, for LABEL.servers and an own domain."""
+    port, running, site = free_port(), process(), ThreadingHTTPServer(("127.0.0.1", 0), Hidden)
+    caddyfile = PADLOCK.partition("```caddyfile\n")[2].partition("```")[0]
+    with (
+        authority(tmp_path / "ca", https=running.port, http=free_port()) as ca,
+        in_background(site) as plain,
+        passing(running, port),
+    ):
+        admin(running, "grant", "home", "--host", "home.example.org")
+        running.until(lambda: "followed" in running.log)
+        for old, new in (
+            ("{", f"{{\n\tadmin off\n\tacme_ca {ca.directory}\n\tacme_ca_root {ca.trust}"),
+            ("8443", str(port)),
+            ("home.taas.example.com", HOME),
+            ("127.0.0.1:8080", f"127.0.0.1:{plain}"),
+        ):
+            assert old in caddyfile
+            caddyfile = caddyfile.replace(old, new, 1)
+        with caddy(tmp_path / "caddy", caddyfile, port, ca.root):
+            assert "passed-through" in running.log  # the authority's, before any visitor
+            for name in (HOME, "home.example.org"):
+                url = f"https://{name}:{running.port}/"
+                curl = "curl", "-sS", "--http2", "--connect-to", "::127.0.0.1:", "--cacert", ca.root, url
+                running.until(lambda curl=curl: subprocess.run(curl, capture_output=True).returncode == 0)
+                assert run(*curl) == PAGE.decode()
+
+
+def lego(folder: Path, ca: Authority, *options: str | Path, **environment: str) -> None:
+    """Have lego fetch a certificate of HOME, and look at it."""
+    run(
+        *("lego", "--server", ca.directory, "--path", folder / "lego", "--accept-tos"),
+        *("--email", "operator@example.org", *options, "--domains", HOME, "run"),
+        env=os.environ | {"LEGO_CA_CERTIFICATES": str(ca.trust)} | environment,
+    )
+    made = folder / f"lego/certificates/{HOME}.crt"
+    run("openssl", "verify", "-CAfile", ca.root, "-untrusted", made, "-verify_hostname", HOME, made)
+
+
+@needs_pebble
+@needs_lego
+def test_http_01_follows_the_redirect_of_http_port(process: Callable[..., Process], tmp_path: Path) -> None:
+    """To a hidden server that has some certificate already: the authority does not verify that one."""
+    http = free_port()
+    running = process(f"http-port = {http}")
+    (tmp_path / "root").mkdir()
+    files = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "root")
+    with (
+        authority(tmp_path / "ca", https=running.port, http=http) as ca,
+        hidden_server(tmp_path, files) as port,
+        passing(running, port),
+    ):
+        lego(tmp_path, ca, "--http", "--http.webroot", tmp_path / "root")
+        assert "upgraded" in running.log and "passed-through" in running.log
+
+
+@needs_pebble
+@needs_lego
+def test_a_certificate_by_dns_through_a_cname(tmp_path: Path) -> None:
+    """docs/padlock.md, second way; the service has no part in it."""
+    with authority(tmp_path / "ca", https=free_port(), http=free_port()) as ca:
+        ca.say("set-cname", host=f"_acme-challenge.{HOME}.", target="home.acme.example.net.")
+        hook = tmp_path / "hook"
+        hook.write_text(
+            "#!/bin/sh\n# present|cleanup NAME VALUE\n[ $1 = present ] || exit 0\n"
+            f'echo "$2" >>{tmp_path}/names\n'
+            f"""curl -sS -d "{{\\"host\\":\\"$2\\",\\"value\\":\\"$3\\"}}" {ca.dns_admin}/set-txt\n"""
+        )
+        hook.chmod(0o700)
+        options = "--dns", "exec", "--dns.disable-cp", "--dns.resolvers", ca.dns
+        lego(tmp_path, ca, *options, EXEC_PATH=str(hook), LEGO_EXPERIMENTAL_CNAME_SUPPORT="true")
+        assert set((tmp_path / "names").read_text().split()) == {"home.acme.example.net."}
 
 
 # ---- git --------------------------------------------------------------------------------------------------
