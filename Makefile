@@ -10,6 +10,9 @@ PYTEST ?=
 SECONDS ?= 60
 FUZZ ?=
 
+# What the journeys of the tests put behind a label, and before it.
+PROGRAMS = caddy git lego openssh-client openssh-server pebble
+
 SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools
 
 .PHONY: help run test check slow-test fuzz dist clean dev
@@ -29,7 +32,7 @@ run:
 
 dev:
 	@sh tools/need.sh python3 python3-venv
-	@test -f "$(VENV)/requirements-dev.txt" || sh tools/need.sh --optional openssl curl iproute2 chromium
+	@test -f "$(VENV)/requirements-dev.txt" || sh tools/need.sh --optional openssl curl iproute2 chromium $(PROGRAMS)
 	@sh tools/environment.sh dev
 
 test: dev

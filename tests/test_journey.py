@@ -5,112 +5,39 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import shutil
-import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hidden import BLOB, CHROMIUM, PAGE, admin, hidden_server, page_of_a_browser, serving
 from house import SERVERS
-from process import ROOT, Process
-
-PAGE = b"<!DOCTYPE html><title>hidden</title><h1 id=hello>Hello from behind the NAT</h1>"
-BLOB = hashlib.sha256(b"taas").digest() * 250_000  # 8 MB
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-class Hidden(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = BLOB if self.path == "/blob" else PAGE
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        answer = hashlib.sha256(body).hexdigest().encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@contextlib.contextmanager
-def hidden_server(folder: Path) -> Iterator[int]:
-    """A TLS web server of home.SERVERS with a certificate of its own; gives its port."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-days", "2", "-subj", f"/CN=home.{SERVERS}", "-addext", f"subjectAltName=DNS:home.{SERVERS}"]
-        + ["-keyout", folder / "hidden.key", "-out", folder / "hidden.crt"],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "hidden.crt", folder / "hidden.key")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hidden)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def admin(process: Process, *arguments: str) -> Any:
-    command = [sys.executable, ROOT / "taas_admin.py", "-c", process.ini, "--json", *arguments]
-    done = subprocess.run(command, cwd=process.folder, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+from process import Process
 
 
 @pytest.fixture
 def served(process: Callable[..., Process]) -> Iterator[Process]:
     """A running service whose label `home` is served by a real agent in front of a real TLS server."""
-    with serving(process()) as running:
+    with web(process()) as running:
         yield running
 
 
 @pytest.fixture
 def passed(process: Callable[..., Process]) -> Iterator[Process]:
     """The same in mode passthrough: on the service's own port, without a redirect."""
-    with serving(process(), "--mode", "passthrough") as running:
+    with web(process(), "--mode", "passthrough") as running:
         yield running
 
 
 @contextlib.contextmanager
-def serving(running: Process, *options: str) -> Iterator[Process]:
-    admin(running, "add", "home", *options)
-    running.start()
-    with hidden_server(running.folder) as port:
-        certificates = [running.folder / name for name in ("registrar.crt", "hidden.crt")]
-        (running.folder / "bundle.pem").write_bytes(b"".join(file.read_bytes() for file in certificates))
-        agent = subprocess.Popen(
-            [sys.executable, ROOT / "taas_agent.py", running.folder / "home.agent.ini"]
-            + ["--to", f"127.0.0.1:{port}"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            running.until(lambda: " waits " in running.log)
-            yield running
-        finally:
-            agent.send_signal(signal.SIGTERM)
-            agent.communicate(timeout=20)
-            assert agent.returncode == 0
+def web(process: Process, *options: str) -> Iterator[Process]:
+    with hidden_server(process.folder) as port, serving(process, port, *options):
+        certificates = [process.folder / name for name in ("registrar.crt", "hidden.crt")]
+        (process.folder / "bundle.pem").write_bytes(b"".join(file.read_bytes() for file in certificates))
+        yield process
 
 
 def curl(process: Process, path: str, *options: str | Path) -> bytes:
@@ -198,20 +125,6 @@ def test_openssl_meets_the_hidden_server_s_certificate_and_alpn(passed: Process)
     )
     assert "Verification: OK" in seen.stdout
     assert (passed.folder / "hidden.crt").read_text().strip() in seen.stdout
-
-
-@contextlib.contextmanager
-def page_of_a_browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # No public CA stands behind the test's certificates: the browser is told to take them as they are.
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
-        )
-        yield browser.new_context(ignore_https_errors=True).new_page()
-        browser.close()
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")

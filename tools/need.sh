@@ -2,6 +2,7 @@
 # need.sh [--optional] THING...: see to it that this machine has each THING.
 # apt installs what is missing when we are root; anybody else is told in one line, and we stop.
 # With --optional a missing THING is only mentioned (the tests that want it skip themselves).
+# Nothing is installed that would start a service of its own on this machine: a person must want that.
 # Knows nothing of Python packages: environment.sh installs those.
 set -u
 python=${PYTHON:-python3}
@@ -11,6 +12,8 @@ is_there() {
         python3) "$python" -c 'import sys, ssl, sqlite3; sys.exit(sys.version_info < (3, 10))' ;;
         python3-venv) "$python" -c 'import ensurepip, venv' ;;
         iproute2) command -v ip ;;
+        openssh-client) command -v ssh ;;
+        openssh-server) command -v sshd || test -x /usr/sbin/sshd ;;
         chromium) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
@@ -31,6 +34,15 @@ fi
 missing=$(missing_of "$@")
 [ -n "$missing" ] || exit 0
 
+comes_alone() {  # its package starts no service here
+    case $1 in
+        caddy | openssh-server) [ ! -d /run/systemd/system ] ;;
+        *) true ;;
+    esac
+}
+
+export RUNLEVEL=1  # single-user, says runlevel(8) then: no init script is started either
+
 apt_install() {
     log=$(mktemp)
     if ! apt-get install -y --no-install-recommends "$@" >"$log" 2>&1 </dev/null && [ "$optional" = no ]; then
@@ -41,13 +53,17 @@ apt_install() {
 
 # shellcheck disable=SC2086  # $missing: one word a package
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "installing with apt:$missing" >&2
+    wanted=
+    for thing in $missing; do
+        if comes_alone "$thing"; then wanted="$wanted $thing"; fi
+    done
+    echo "installing with apt:$wanted" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update >/dev/null 2>&1 </dev/null || echo "apt-get update failed" >&2
     if [ "$optional" = yes ]; then
-        for thing in $missing; do apt_install "$thing"; done  # Ubuntu has no chromium: the others still come
+        for thing in $wanted; do apt_install "$thing"; done  # Ubuntu has no chromium: the others still come
     else
-        apt_install $missing
+        apt_install $wanted
     fi
     missing=$(missing_of $missing)
     [ -n "$missing" ] || exit 0
