@@ -1,9 +1,8 @@
 """The hidden side of TAAS: keeps connections waiting at a service and joins each visitor to a local target.
 
-It does not know what flows through it: octets are copied as they come, the visitor's TLS included, unless the
-file says `tls = terminate`.  It reads like a connection's journey: the file; Agent (asks the registrar); Pool
-(how many should wait, when to try again, one connection's life); the ends of a visit; then plumbing.  All of it
-is coroutines over a Loop of its own, for asyncio would cost a device 10 MB.
+It does not know what flows through it: octets are copied as they come, the visitor's TLS included, unless the file says
+`tls = terminate`.  It reads like a connection's journey: the file; Agent (asks the registrar); Pool (how many should
+wait, one connection's life); the ends of a visit; plumbing.  It is coroutines over its own Loop: asyncio costs 10 MB.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import contextlib
 import email.utils
 import errno
 import functools
+import hashlib
 import hmac
 import http.client
 import io
@@ -28,15 +28,15 @@ import signal
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import types
-from typing import Any, Awaitable, Callable, Coroutine, Generator, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Awaitable, Callable, Coroutine, Generator, NamedTuple, Optional, Tuple
 
 VERSION = "0.5.0"
-
 STEP_SECONDS = 10.0  # for a look-up, a connect, a handshake, an answer: each
 BACKOFF_FIRST, BACKOFF_LAST = 0.5, 30.0  # seconds
 SLOW_SECONDS = 30.0, 60.0  # between tries at what only a person can mend
@@ -56,10 +56,9 @@ DRAIN_SECONDS = 30.0  # that live visits are given after SIGTERM
 STAY = "TAAS-Stay: 1\r\nTAAS-Proxy: v2\r\n"
 PROXY = b"\r\n\r\n\0\r\nQUIT\n"  # the PROXY protocol's signature, version 2 (haproxy's proxy-protocol.txt 2.2)
 PROXY_LOCAL = PROXY + b"\x20\0\0\0"  # nothing is known of the visitor
+clock = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 PEM = "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----"
-
-T = TypeVar("T")
 Section = types.SimpleNamespace  # what a section of the file says
 
 def main(argv: list[str] | None = None) -> int:
@@ -168,8 +167,8 @@ class AgentFile:
     def _registrar(self, section: str) -> Section:
         """[registrar NAME] is another machine of the same service, tried in turn."""
         get = functools.partial(self._get, section)
-        at = Endpoint(get("name", "[a-z0-9._-]+|[0-9a-f:.]+", "a host name"),
-                      get("port", range(1, 65536), "a port number", 443))
+        port = get("port", range(1, 65536), "a port number", 443)
+        at = Endpoint(get("name", "[a-z0-9._-]+|[0-9a-f:.]+", "a host name"), port)
         hosts = get("address", "[0-9a-f:., ]*", "IP addresses with commas between", "").replace(",", " ").split()
         addresses = [Endpoint(host, at.port).literal() for host in hosts]
         if None in addresses:
@@ -209,26 +208,38 @@ class AgentFile:
 
     def _target(self, label: str) -> Section:
         """[target LABEL] goes over the options, and they over [target]."""
-        section = f"target {label}"
+        section, host = f"target {label}", f"{label}.{self.credential.servers}"
         get = functools.partial(self._get, section)
         terminate = get("tls", "passthrough|terminate", "passthrough or terminate", "").lower() == "terminate"
-        files = [get(key, ".+", "the path of a PEM file", "") for key in ("certificate", "key")]
+        names = [get(key, ".+", "a path", "") for key in ("certificate", "key")]
         waiting, most = get("waiting", range(1, 21), "1 to 20", 4), get("waiting-max", range(1, 21), "1 to 20", 15)
         proxy = get("proxy", "off|v2", "off or v2", "").lower() == "v2"
-        if terminate != all(files) or terminate != any(files):
-            raise self._bad(section, "certificate, key", "stand with tls = terminate and only there; to make them:"
-                            " openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN={0} -addext subjectAltName"
-                            "=DNS:{0} -keyout {0}.key -out {0}.crt".format(f"{label}.{self.credential.servers}"))
+        if bool(names[0]) != bool(names[1]) or (names[0] and not terminate):
+            raise self._bad(section, "certificate", "stands with key, and with tls = terminate")
+        folder = os.environ.get("STATE_DIRECTORY") or os.path.dirname(self._path)
+        pair = [os.path.join(folder, name or f"{host}.{end}") for name, end in zip(names, ("crt", "key"))]
         try:
             to, context = Endpoint.parse(get("to", ".+", "HOST:PORT")), limited(ssl.PROTOCOL_TLS_SERVER)
             if terminate:
-                context.load_cert_chain(*(os.path.join(os.path.dirname(self._path), file) for file in files))
-        except OSError as error:
-            raise self._bad(section, "certificate, key", reason(error)) from None
+                make_pair(pair[0], pair[1], host)
+                context.load_cert_chain(pair[0], pair[1], lambda: "")  # a key that wants a password is an error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise self._bad(section, "certificate", f"{pair[0]}: {reason(error)}") from None
         except ValueError as error:
             raise self._bad(section, "to", str(error)) from None
         return Section(label=label, to=to, tls=context if terminate else None, proxy=proxy, waiting=waiting,
                        most=max(waiting, most))
+
+def make_pair(certificate: str, key: str, host: str) -> None:
+    """Have openssl(1) make a self-signed pair where there is none, and say how visitors know it."""
+    if not os.path.exists(certificate) and not os.path.exists(key):
+        command = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=hidden"
+                   f" -addext subjectAltName=DNS:{host} -keyout").split()  # the key's mode is 0600
+        subprocess.run([*command, key, "-out", certificate], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    with open(certificate, encoding="ascii", errors="replace") as file:
+        octets = ssl.PEM_cert_to_DER_cert(re.findall(PEM, file.read(), re.DOTALL)[0])
+    digest = hashlib.sha256(octets).hexdigest().upper()
+    print(f"{host}: {certificate}, SHA-256 {':'.join(re.findall('..', digest))}", flush=True)
 
 def limited(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
@@ -252,12 +263,11 @@ class Agent:
         self.options, self.registrars, self.credential = options, file.registrars, file.credential
         self.log = functools.partial(write_log, options.json)
         self.loop = Loop(self.log)
-        self.clock_offset = 0.0  # seconds that the service's clock is ahead of ours
+        self.clock_offset, self._stops = 0.0, 0  # seconds that the service's clock is ahead of ours; SIGTERMs
         self.status: int | None = None  # to end with, once it is set
         self._last: tuple[Section, Endpoint] | None = None  # who answered last, and where, is tried first
-        self._stops = 0
-        self.log("started", version=VERSION, registrar=self.registrars[0].at, labels=",".join(self.credential.labels))
-        self.pools = [Pool(self, target) for target in file.targets]
+        self.targets = file.targets
+        self.pools: list[Pool] = []
 
     def run(self) -> int:
         for name, call in (("SIGTERM", self._stop), ("SIGINT", self._stop), ("SIGUSR1", self._tell)):
@@ -265,6 +275,8 @@ class Agent:
                 signal.signal(getattr(signal, name), call)
         signal.set_wakeup_fd(self.loop.waker.fileno(), warn_on_full_buffer=False)
         notify("READY=1")  # not when something waits: the network may be days away
+        self.log("started", version=VERSION, registrar=self.registrars[0].at, labels=",".join(self.credential.labels))
+        self.pools += [Pool(self, target) for target in self.targets]
         Task(self.loop, self._tick())
         while self.status is None:
             self.loop.turn()
@@ -286,7 +298,8 @@ class Agent:
 
     def _tell(self, *_: object) -> None:
         for pool in self.pools:
-            self.loop.post(pool.tell)
+            self.loop.post(functools.partial(self.log, "pool", label=pool.label, waiting=len(pool.waiting),
+                                             coming=len(pool.coming), live=len(pool.live), visits=pool.visits))
 
     async def _tick(self) -> None:
         while True:
@@ -299,10 +312,6 @@ class Agent:
             for pool in self.pools:
                 pool.tick(late > SLEPT_SECONDS)
             notify("WATCHDOG=1")
-
-    def now(self) -> float:
-        """The time at the service, as far as we know."""
-        return time.time() + self.clock_offset
 
     def say(self, step: str, words: str, verdict: str = "ok") -> None:
         """For --check."""
@@ -333,8 +342,7 @@ class Agent:
             known = known if at == registrar.at else []
         else:
             raise BadAnswer(f"more than {MAX_REDIRECTS} redirects")
-        if at == registrar.at:
-            self._last = registrar, address
+        self._last = (registrar, address) if at == registrar.at else self._last
         if answer.status != 200:
             raise Refused(registrar.at.host, answer)
         self.say("code", f"accepted for {label}")
@@ -346,20 +354,20 @@ class Agent:
                 raise BadAnswer(f"not connecting to {port}, which the answer names: not an address of the registrar")
             sock = await self.loop.reach([port], None, itself)
         proxied = answer.headers.get("taas-proxy", "").lower() == "v2" and not self.options.plain
-        self.say("place", f"waits at {peer(sock)}{', and is told who visits' if proxied else ''}")
+        self.say("place", f"waits{', and is told who visits' if proxied else ''}")
         return sock, proxied
 
     async def _ask(self, sock: socket.socket, registrar: Section, at: Endpoint,
                    path: str) -> tuple[Answer, Endpoint, socket.socket | None]:
         """Handshake, PUT and the whole answer, each within its deadline.  Where SOCK stays, it comes back."""
-        credential, address, plain = self.credential, peer(sock), self.options.plain
+        credential, address, plain = self.credential, Endpoint(*sock.getpeername()[:2]), self.options.plain
         end = TlsEnd(self.loop, sock, "service", registrar.context, at.host)
         self.say("connect", f"{address}, for {at.host}")
         await end.begin()
         if registrar.pins and end.tls.getpeercert(True) not in registrar.pins:
             raise ConnectionError("certificate refused: it is none of the pins")
         self.say("tls", f"{end.tls.version()}, the certificate is {'pinned' if registrar.pins else 'trusted'}")
-        offset, step = self.clock_offset, max(0, int(self.now())) // credential.period
+        offset, step = self.clock_offset, max(0, int(time.time() + self.clock_offset)) // credential.period
         code = totp(credential.secret, step, credential.digits, credential.algorithm)  # last: never an older one
         end.until = time.monotonic() + STEP_SECONDS
         await end.send((f"PUT {path} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: taas-agent/{VERSION}\r\n"
@@ -387,7 +395,7 @@ class Pool:
         self.coming: set[Task] = set()
         self.waiting: set[Task] = set()
         self.live: dict[Task, list[End]] = {}
-        self._visits = self._failures = self._refusals = 0
+        self.visits = self._failures = self._refusals = 0
         self._proven = False  # one came through since the last failure; until then they are tried singly
         self._backoff_until = 0.0  # a visitor ends this
         self._hold_until = 0.0  # nothing ends this early: the service has asked for it, or a person must act
@@ -396,13 +404,15 @@ class Pool:
 
     async def _fill(self) -> None:
         """Start what is missing, all at once, as soon as that is allowed."""
+        until: float | None = 0.0
         while not self._checked:
-            while len(self.waiting) + len(self.coming) < self.level and not self._pause():
+            with contextlib.suppress(TimeoutError):
+                await self.loop.pause(until)
+            while len(self.waiting) + len(self.coming) < self.level and not self.pause():
                 if self.coming and not self._proven:
                     break
                 Task(self.loop, self._life())
-            with contextlib.suppress(TimeoutError):
-                await self.loop.pause(time.monotonic() + self._pause() if self._pause() else None)
+            until = time.monotonic() + self.pause() if self.pause() else None
 
     async def _life(self) -> None:
         """Of one connection: it registers, waits, and is a visitor's in the end."""
@@ -498,18 +508,19 @@ class Pool:
         self._proven, self._refusals = True, 0
         self.loop.post(self.filler.step)
         if not self._announced and len(self.waiting) >= self.level:
-            self._announced, port, at = True, self.agent.registrars[0].at.port, peer(sock).host
+            self._announced, port, at = True, self.agent.registrars[0].at.port, sock.getpeername()[0]
             url = f"https://{self.label}.{self.agent.credential.servers}{'' if port == 443 else f':{port}'}/"
             self.agent.log("ready", label=self.label, waiting=self.level, at=at, to=self.target.to, visitors=url)
             words = f"{self.label}: {self.level} waiting at {at}, to {self.target.to}; visitors use {url}"
             notify(f"STATUS={words}")
-            print(words, flush=True)
+            with contextlib.suppress(OSError, ValueError):
+                print(words, flush=True)
 
     def _taken(self, me: Task, sock: socket.socket) -> None:
         """A visitor has come: the place is free again at once, and a run on the pool makes it grow."""
         keep_alive(sock)  # a limit on what is unacknowledged would also end a visitor who only pauses
         self.waiting.discard(me)
-        self._visits += 1
+        self.visits += 1
         self._failures, self._backoff_until, self._taken_at = 0, 0.0, time.monotonic()
         if self._announced and len(self.waiting) < self.level / 2:
             self.level = min(self.level + 2, self.target.most)
@@ -533,13 +544,14 @@ class Pool:
     def _judge(self, refused: Refused) -> tuple[float, str]:
         """For how many seconds to try nothing, and why."""
         agent, (name, answer), slow = self.agent, refused.args, random.uniform(*SLOW_SECONDS)
+        now = time.time() + agent.clock_offset  # the time at the service, as far as we know
         if answer.status == 429 or answer.status >= 500:
-            return min(HOLD_LAST, answer.retry_after(agent.now())), "trying again"
+            return min(HOLD_LAST, answer.retry_after(now)), "trying again"
         if answer.status == 403:
             return slow, f"this ID may not use it: ask the operator of {name}"
         if answer.status != 401:
             return slow, f"is {name} a TAAS registrar, this agent up to date?"
-        ahead = (answer.when("date") or agent.now()) - agent.now()
+        ahead = (answer.when("date") or now) - now
         if answer.clock_offset != agent.clock_offset:
             return 0.0, "code refused; the clock was corrected since"
         if abs(ahead) > CLOCK_SLACK:
@@ -547,7 +559,7 @@ class Pool:
             return 0.0, f"code refused: check the clock, it is {-agent.clock_offset:+.0f} s off; corrected"
         self._refusals += 1
         if self._refusals == 1:  # used up, perhaps, or our address has changed within the step
-            until_next = agent.credential.period - agent.now() % agent.credential.period
+            until_next = agent.credential.period - now % agent.credential.period
             return until_next + random.random(), "code refused; trying the next one"
         return slow, (f"code refused, the clock being right (offset {agent.clock_offset:.0f} s): the ID is unknown,"
                       f" disabled or has a new secret: ask the operator of {name}")
@@ -562,17 +574,13 @@ class Pool:
             self._backoff_until = now + random.uniform(BACKOFF_FIRST, min(BACKOFF_LAST, 2**self._failures))
             self._failures = min(self._failures + 1, 10)
         self._hold_until = max(self._hold_until, now + hold)
-        self.agent.log(event, label=self.label, **facts, why=why, retry_seconds=round(self._pause(), 1))
+        self.agent.log(event, label=self.label, **facts, why=why, retry_seconds=round(self.pause(), 1))
         self.loop.post(self.filler.step)
         self.agent.status = 1 if self.agent.options.once else self.agent.status
         self.agent.say("service", f"{self.label}: {why}", "--" if why.endswith("corrected") else "FAIL")
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
         return max(0.0, max(self._backoff_until, self._hold_until) - time.monotonic())
-
-    def tell(self) -> None:
-        self.agent.log("pool", label=self.label, waiting=len(self.waiting), coming=len(self.coming), level=self.level,
-                       live=len(self.live), visits=self._visits, retry_seconds=round(self._pause(), 1))
 
 class End:
     """One socket of a visit.  Its verbs raise OSError."""
@@ -634,19 +642,19 @@ class TlsEnd(End):
         """CALL's result, once TLS has what it needs for it; b"" when the other side says no more."""
         while True:
             try:
-                return call()
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLEOFError:  # a FIN without close_notify, as many have it
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    return call()
+            except ssl.SSLZeroReturnError:  # their close_notify, after ours
                 return b""
             finally:
                 self._push()
             data = await super().receive(LARGE)
-            self._incoming.write(data) if data else self._incoming.write_eof()
+            if not data:  # a FIN without close_notify, as many have it; OpenSSL, if told, would stop sending too
+                return b""
+            self._incoming.write(data)
 
     async def send(self, data: bytes) -> None:
-        if data:
-            self.tls.write(data)
+        self.tls.write(data) if data else None
         await super().send(b"")
 
     def _push(self) -> bool:
@@ -718,10 +726,6 @@ async def splice(source: End, pipe: tuple[int, int], sink: End) -> int:
 async def itself(sock: socket.socket) -> socket.socket:
     return sock
 
-def peer(sock: socket.socket) -> Endpoint:
-    """Whom SOCK is connected to.  Raises OSError when it no longer is."""
-    return Endpoint(*sock.getpeername()[:2])
-
 def keep_alive(sock: socket.socket, unacknowledged_ms: int = 0) -> None:
     """Notice a dead path within 40 s, where the platform lets us choose."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -745,10 +749,6 @@ def visitor_of(header: bytes) -> str | None:
     host = socket.inet_ntop(socket.AF_INET if size == 4 else socket.AF_INET6, header[16:16 + size])
     return str(Endpoint(host, int.from_bytes(header[16 + 2 * size:18 + 2 * size], "big")))
 
-def clock() -> float:
-    """Seconds that go on while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
-
 def notify(state: str) -> None:
     """Tell systemd, if it started us (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -767,9 +767,9 @@ class Answer(NamedTuple):
 
     def when(self, header: str) -> float:
         """The date that it names, in seconds since 1970; 0.0 when it names none."""
-        date = email.utils.parsedate_tz(self.headers.get(header, ""))
-        with contextlib.suppress(ValueError, OverflowError):
-            return email.utils.mktime_tz(date) if date else 0.0
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            date: Any = email.utils.parsedate_tz(self.headers.get(header, ""))
+            return email.utils.mktime_tz(date)
         return 0.0
 
     def retry_after(self, now: float) -> float:
@@ -779,14 +779,14 @@ class Answer(NamedTuple):
     def port(self) -> Endpoint:
         """Port p, which a 200 names.  Raises BadAnswer."""
         with contextlib.suppress(ValueError):
-            port = Endpoint.parse(self.body.strip()).literal()
+            port = Endpoint.parse(self.body).literal()
             if port and port.port:
                 return port
         raise BadAnswer("the answer is 200, but not an address and a port")
 
     def redirected(self, at: Endpoint, path: str) -> tuple[Endpoint, str]:
         """Where Location leads from PATH at AT.  Raises BadAnswer."""
-        found = re.fullmatch(r"(?:https://([!-.0-?A-~]+))?(/[!-~]*)?", self.headers.get("location", ""))
+        found = re.fullmatch(r"(?:https://([!-.0-?A-~]+))?(/(?!/)[!-~]*)?", self.headers.get("location", ""))
         with contextlib.suppress(ValueError):
             if found and found[1]:
                 at = Endpoint.parse(found[1] if re.search(r":[0-9]+$", found[1]) else f"{found[1]}:443")
@@ -806,7 +806,7 @@ def parse_answer(data: bytes, ended: bool) -> Answer | None:
         response.begin()
         if not ended and response.length is None and not response.chunked:
             return None  # its end is the connection's
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        headers = {name.lower(): value for name, value in reversed(response.getheaders())}
         return Answer(response.status, headers, response.read().decode("utf-8", "replace"))
     except http.client.IncompleteRead:
         if ended:
@@ -924,7 +924,7 @@ class Loop:
             thing.close()
 
     async def reach(self, places: list[Endpoint], name: Endpoint | None,
-                    talk: Callable[[socket.socket], Awaitable[T]]) -> T:
+                    talk: Callable[[socket.socket], Awaitable[Any]]) -> Any:
         """What TALK makes of a connection to the first of PLACES, then of NAME's addresses, that will do."""
         troubles: list[str] = []
         for place in dict.fromkeys(places):
@@ -939,9 +939,9 @@ class Loop:
             finally:
                 self.close_socket(sock)
         try:
-            found = await self.resolve(name) if name else []
+            found = [place for place in (await self.resolve(name) if name else []) if place not in places]
             if found:
-                return await self.reach([place for place in found if place not in places], None, talk)
+                return await self.reach(found, None, talk)
         except OSError as error:
             troubles.append(reason(error))
         raise ConnectionError("; ".join(filter(None, troubles)))
@@ -985,8 +985,8 @@ def write_log(as_json: bool, event: str, **facts: object) -> None:
     """One line per event, in the form of the service's: time, level, event, key=value; or JSON."""
     now, plain = time.time(), re.compile(r"[!#-\[\]-~]+")  # printable, no space, quote or backslash
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}+00:00"
-    warning = event in ("failed", "lost", "refused", "target-refused")
-    level = "warning" if warning else "error" if event == "fault" else "info"
+    bad = event in ("failed", "lost", "refused", "target-refused")
+    level = "warning" if bad else "error" if event == "fault" else "info"
     known = {k: v if isinstance(v, (int, float)) else str(v) for k, v in facts.items() if v is not None}
     line = json.dumps({"time": stamp, "level": level, "event": event, **known})
     if not as_json:
