@@ -812,7 +812,7 @@ def parse_answer(data: bytes, ended: bool) -> Answer | None:
         if ended:
             raise BadAnswer("the answer was cut short" if data else "closed without an answer") from None
         return None
-    except (http.client.HTTPException, ValueError):
+    except (http.client.HTTPException, ValueError, OverflowError):
         raise BadAnswer("the answer is not HTTP/1.1") from None
 
 class Task:
