@@ -18,7 +18,6 @@ import hashlib
 import hmac
 import http.client
 import io
-import ipaddress
 import json
 import os
 import random
@@ -28,7 +27,6 @@ import signal
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -101,9 +99,10 @@ class Endpoint(NamedTuple):
 
     def literal(self) -> Endpoint | None:
         """With its IP address in the one spelling (::ffff:a.b.c.d is a.b.c.d); None when it has a name."""
-        with contextlib.suppress(ValueError):
-            address = ipaddress.ip_address(self.host)
-            return Endpoint(str(getattr(address, "ipv4_mapped", None) or address), self.port)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError, ValueError):
+                host = socket.inet_ntop(family, socket.inet_pton(family, self.host))
+                return Endpoint(host[7:] if host.startswith("::ffff:") and "." in host else host, self.port)
         return None if self.port else self
 
     def __str__(self) -> str:
@@ -223,7 +222,7 @@ class AgentFile:
             if terminate:
                 make_pair(pair[0], pair[1], host)
                 context.load_cert_chain(pair[0], pair[1], lambda: "")  # a key that wants a password is an error
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
             raise self._bad(section, "certificate", f"{pair[0]}: {reason(error)}") from None
         except ValueError as error:
             raise self._bad(section, "to", str(error)) from None
@@ -235,7 +234,9 @@ def make_pair(certificate: str, key: str, host: str) -> None:
     if not os.path.exists(certificate) and not os.path.exists(key):
         command = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=hidden"
                    f" -addext subjectAltName=DNS:{host} -keyout").split()  # the key's mode is 0600
-        subprocess.run([*command, key, "-out", certificate], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        import subprocess  # most devices never need it
+        if subprocess.run([*command, key, "-out", certificate], stdin=subprocess.DEVNULL, capture_output=True).returncode:
+            raise OSError("openssl could not make it")
     with open(certificate, encoding="ascii", errors="replace") as file:
         octets = ssl.PEM_cert_to_DER_cert(re.findall(PEM, file.read(), re.DOTALL)[0])
     digest = hashlib.sha256(octets).hexdigest().upper()
@@ -450,8 +451,7 @@ class Pool:
             self.agent.say("target", f"{self.target.to}, where visitors of {self.label} seem to come from 127.0.0.1")
         except OSError as error:
             self.agent.say("target", f"{self.label}: {reason(error)}: start it, or mend `to`", "FAIL")
-        if all(pool._checked for pool in self.agent.pools):
-            self.agent.status = self.agent.status or 0
+        self.agent.status = self.agent.status or (0 if all(pool._checked for pool in self.agent.pools) else None)
 
     async def _header(self, sock: socket.socket) -> bytes:
         """The PROXY header, and not an octet more.  Raises BadAnswer, OSError."""
@@ -483,7 +483,7 @@ class Pool:
                 raise error
             outcome = "complete"
         except OSError as error:
-            timed_out = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+            timed_out = isinstance(error, TimeoutError) or error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
             outcome = ("target-refused" if len(ends) < 2 else "tls-failed" if isinstance(error, ssl.SSLError)
                        else "timed-out" if timed_out else "reset")
             facts = {"target": target.to, "why": reason(error)}
