@@ -52,9 +52,15 @@ class Gate:
         self._open.set()
 
 
-def level(agent: AgentProcess, times: int) -> tuple[int, int]:
-    pool = agent.pool(times)
-    return int(pool["level"]), int(pool["waiting"])
+def level(agent: AgentProcess, wanted: Callable[[int, int], bool]) -> tuple[int, int]:
+    """What it wants to have waiting, and what it has; asks until the two are as WANTED."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    while True:
+        pool = agent.pool(agent.count(" info pool ") + 1)
+        found = int(pool["waiting"]) + int(pool["coming"]), int(pool["waiting"])
+        if wanted(*found):
+            return found
+        assert time.monotonic() < deadline, found
 
 
 @pytest.mark.parametrize(("most", "grown"), [(15, range(6, 9)), (5, range(5, 6)), (2, range(4, 5))])
@@ -69,8 +75,7 @@ def test_a_run_on_the_pool_makes_it_grow(
         for one in waiting:
             stack.enter_context(one.visit())
             stack.enter_context(accept(target))
-        reached, still = level(agent, 1)
-        assert reached in grown and still == 0
+        reached, _ = level(agent, lambda all, still: all in grown and still == 0)
         gate.open()
         for _ in range(reached):
             stack.enter_context(registrar.waiting())
@@ -86,8 +91,8 @@ def test_a_calm_visitor_leaves_the_pool_as_it_is(
     for _ in range(20):
         with waiting.pop(0).visit(), accept(target):
             waiting.append(registrar.waiting())
-    pool = agent.pool()
-    assert (pool["level"], pool["visits"]) == ("4", "20")
+    level(agent, lambda all, _: all == 4)
+    assert registrar.requests.qsize() == 24
     for one in waiting:
         one.close()
 
@@ -99,7 +104,7 @@ def test_a_pool_that_was_never_full_does_not_grow(
     registrar.script.insert(0, registrar.grant)
     agent = start()
     with registrar.visitor(), accept(target):
-        assert level(agent, 1) == (4, 0)
+        level(agent, lambda all, still: (all, still) == (4, 0))
         gate.open()
         agent.said(" ready ", "waiting=4")
 
@@ -116,11 +121,10 @@ def test_a_grown_pool_shrinks_when_it_is_quiet(
         with one.visit(), accept(target):
             pass
     gate.open()
-    grown, _ = level(agent, 1)
-    assert grown > 4
+    grown, _ = level(agent, lambda all, _: all > 4)
     many: list[Responder] = [registrar.waiting() for _ in range(grown)]
-    deadline, times = time.monotonic() + 90, 1
-    while level(agent, times := times + 1) != (4, 4):
+    deadline = time.monotonic() + 90
+    while level(agent, lambda *_: True) != (4, 4):
         assert time.monotonic() < deadline
         time.sleep(1)
     for one in many:

@@ -535,8 +535,7 @@ def test_a_visitor_that_vanishes_in_the_handshake_takes_nothing_with_it(
             how == "reset" or read_to_the_end(sock)
         sock.close()
         agent.said("label=home visitor=", "seconds=", times=times)
-    pool = agent.pool()
-    assert (pool["live"], pool["visits"]) == ("0", "3")
+    assert agent.pool()["live"] == "0"
 
 
 @pytest.mark.slow  # the deadline of the handshake
