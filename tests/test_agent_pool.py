@@ -121,7 +121,7 @@ def test_a_grown_pool_shrinks_when_it_is_quiet(
         with one.visit(), accept(target):
             pass
     gate.open()
-    grown, _ = level(agent, lambda all, _: all > 4)
+    grown, _ = level(agent, lambda all, still: all == still > 4)
     many: list[Responder] = [registrar.waiting() for _ in range(grown)]
     deadline = time.monotonic() + 90
     while level(agent, lambda *_: True) != (4, 4):
