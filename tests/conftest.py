@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from house import House, make_certificate
 from process import Process
+from registrar import open_registrar, pinned, registrar, start, target, write  # noqa: F401  the agent's
 
 
 @pytest.fixture(scope="session")
