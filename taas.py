@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         hold_signals(True)  # one that comes while we start is served as soon as we have
         service = Service(config)
-    except (ConfigError, CannotStart) as error:
+    except ConfigError as error:
         print(f"taas: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 1 if isinstance(error, CannotStart) else 2
     service.run()
     return 0
 

@@ -59,7 +59,7 @@ def _owner(settings: config.Config) -> Owner | None:
     try:
         return owner_of_files(settings.user)
     except LookupError as error:
-        raise config.ConfigError(f"{settings.path}: [taas] user: {error}") from None
+        raise config.ConfigError(settings.path, "[taas] user", error) from None
 
 
 def _fail(error: Exception, code: int) -> int:

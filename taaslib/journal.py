@@ -19,24 +19,14 @@ from taaslib.outcomes import Outcome
 _PLAIN = re.compile(r"[A-Za-z0-9._:/\[\]*,+-]+")
 _LONGEST = 4096  # characters of one value
 
-LEVELS = {
-    Outcome.STORE_BROKEN: logging.ERROR,
-    Outcome.FAULT: logging.ERROR,
-    Outcome.PORT_FAILED: logging.ERROR,
-    Outcome.OUT_OF_DESCRIPTORS: logging.ERROR,
-    Outcome.STORE_BUSY: logging.WARNING,
-    Outcome.WARNING: logging.WARNING,
-    Outcome.WRONG_CODE: logging.WARNING,
-    Outcome.CODE_USED: logging.WARNING,
-    Outcome.CODE_OVERUSED: logging.WARNING,
-    Outcome.STRANGER: logging.WARNING,
-    Outcome.FULL: logging.WARNING,
-    Outcome.CLAIMED: logging.DEBUG,
-    Outcome.SILENT: logging.DEBUG,
-    Outcome.GONE: logging.DEBUG,
-    Outcome.TLS_FAILED: logging.DEBUG,
-    Outcome.PLAIN_HTTP: logging.DEBUG,
+_O = Outcome
+_AT = {  # info, where nothing else is said
+    logging.ERROR: {_O.STORE_BROKEN, _O.FAULT, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS},
+    logging.WARNING: {_O.STORE_BUSY, _O.WARNING, _O.WRONG_CODE, _O.CODE_USED, _O.CODE_OVERUSED}
+    | {_O.STRANGER, _O.FULL},
+    logging.DEBUG: {_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP},
 }
+LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
 
 
 class Journal:
@@ -45,11 +35,9 @@ class Journal:
     def __init__(self, file: Path | None = None, format: str = "text", level: str = "info") -> None:
         self._as_json = format == "json"
         self._level: int = getattr(logging, level.upper())
-        self._handler: logging.Handler = (
-            logging.handlers.WatchedFileHandler(file, encoding="utf-8")
-            if file
-            else logging.StreamHandler(sys.stderr)
-        )
+        self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        if file:
+            self._handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
 
     def note(self, outcome: Outcome, **facts: object) -> None:
         """Write one line; facts that are None are left out."""
@@ -57,16 +45,13 @@ class Journal:
         if level < self._level:
             return
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        name = logging.getLevelName(level).lower()
         known = {key: value for key, value in facts.items() if value is not None}
         if self._as_json:
-            values = {
-                k: v if isinstance(v, (int, float, bool)) else str(v)[:_LONGEST] for k, v in known.items()
-            }
-            line = json.dumps({"time": now, "level": _name(level), "event": outcome.value, **values})
+            values = {k: v if isinstance(v, (int, float)) else str(v)[:_LONGEST] for k, v in known.items()}
+            line = json.dumps({"time": now, "level": name, "event": outcome.value, **values})
         else:
-            line = " ".join(
-                [now, _name(level), outcome.value, *(f"{key}={_text(value)}" for key, value in known.items())]
-            )
+            line = " ".join([now, name, outcome.value, *(f"{k}={_text(v)}" for k, v in known.items())])
         try:
             self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
         except OSError:  # the file's folder is out of reach since privileges were dropped: no reason to stop
@@ -74,10 +59,6 @@ class Journal:
 
     def close(self) -> None:
         self._handler.close()
-
-
-def _name(level: int) -> str:
-    return logging.getLevelName(level).lower()
 
 
 def _text(value: object) -> str:

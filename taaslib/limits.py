@@ -5,10 +5,19 @@ Knows nothing of who obeys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
+
+
+def _limit(unit: str) -> Callable[..., Any]:
+    return lambda default, **bounds: field(default=default, metadata={"unit": unit, **bounds})
+
+
+_time, _size, _count = _limit("time"), _limit("size"), _limit("count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,30 +27,28 @@ class Limits:
     The numbers are docs/protocol.md's unless a comment says otherwise.
     """
 
-    head: int = field(default=16 * KIB, metadata={"unit": "size", "most": MIB})
-    exchanges: int = field(default=1000, metadata={"unit": "count"})
-    handshake: float = field(default=10.0, metadata={"unit": "time"})
-    request: float = field(default=10.0, metadata={"unit": "time"})
-    linger: float = field(default=5.0, metadata={"unit": "time"})
-    linger_bytes: int = field(default=MIB, metadata={"unit": "size"})
-    reuse: int = field(default=1000, metadata={"unit": "count"})
-    unclaimed: float = field(default=30.0, metadata={"unit": "time"})
-    unclaimed_per_id: int = field(default=100, metadata={"unit": "count"})
-    responders_per_id: int = field(default=20, metadata={"unit": "count"})
-    responders_per_label: int = field(default=200, metadata={"unit": "count"})
-    early_bytes: int = field(default=16 * KIB, metadata={"unit": "size", "most": MIB})
-    first_bytes: float = field(default=1.0, metadata={"unit": "time"})
-    parked: float = field(default=10.0, metadata={"unit": "time"})
-    parked_per_label: int = field(default=32, metadata={"unit": "count"})
-    refill: float = field(default=30.0, metadata={"unit": "time"})
-    q_linger: float = field(default=600.0, metadata={"unit": "time"})
-    retry_after: float = field(default=5.0, metadata={"unit": "time"})
-    keepalive_idle: float = field(
-        default=25.0, metadata={"unit": "time", "most": 32767}
-    )  # tcp(7), the kernel's
-    keepalive_interval: float = field(default=5.0, metadata={"unit": "time", "most": 32767})
-    keepalive_probes: int = field(default=3, metadata={"unit": "count", "most": 127})
-    user_timeout: float = field(default=40.0, metadata={"unit": "time", "most": 2147483})  # an int of ms
-    dead_after: float = field(default=60.0, metadata={"unit": "time"})
-    idle: float = field(default=0.0, metadata={"unit": "time", "zero": True})  # 0s: no idle limit
-    pairings: int = field(default=100, metadata={"unit": "count"})
+    head: int = _size(16 * KIB, most=MIB)
+    exchanges: int = _count(1000)
+    handshake: float = _time(10.0)
+    request: float = _time(10.0)
+    linger: float = _time(5.0)
+    linger_bytes: int = _size(MIB)
+    reuse: int = _count(1000)
+    unclaimed: float = _time(30.0)
+    unclaimed_per_id: int = _count(100)
+    responders_per_id: int = _count(20)
+    responders_per_label: int = _count(200)
+    early_bytes: int = _size(16 * KIB, most=MIB)
+    first_bytes: float = _time(1.0)
+    parked: float = _time(10.0)
+    parked_per_label: int = _count(32)
+    refill: float = _time(30.0)
+    q_linger: float = _time(600.0)
+    retry_after: float = _time(5.0)
+    keepalive_idle: float = _time(25.0, most=32767)  # tcp(7), the kernel's
+    keepalive_interval: float = _time(5.0, most=32767)
+    keepalive_probes: int = _count(3, most=127)
+    user_timeout: float = _time(40.0, most=2147483)  # an int of ms
+    dead_after: float = _time(60.0)
+    idle: float = _time(0.0, zero=True)  # 0s: no idle limit
+    pairings: int = _count(100)

@@ -10,7 +10,9 @@ import errno
 import socket
 from collections.abc import Callable
 
-from taaslib.loop import Loop, Timer
+from taaslib.loop import Handler, Loop, Timer
+from taaslib.names import Peer
+from taaslib.sockets import peer_of
 
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
@@ -39,14 +41,17 @@ def open_port(address: str, port: int) -> socket.socket:
     return sock
 
 
-class Listener:
-    """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and may close the listener."""
+class Listener(Handler):
+    """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.
+
+    A fault while it does ends that connection alone.
+    """
 
     def __init__(
         self,
         loop: Loop,
         sock: socket.socket,
-        on_connection: Callable[[socket.socket], None],
+        on_connection: Callable[[socket.socket, Peer], None],
         on_exhausted: Callable[[OSError], None],
     ) -> None:
         self._loop = loop
@@ -67,7 +72,7 @@ class Listener:
             if self.closed:
                 return
             try:
-                sock, _peer = self._sock.accept()
+                sock, _ = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -79,14 +84,12 @@ class Listener:
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
             sock.setblocking(False)
             try:
-                self._on_connection(sock)
+                self._on_connection(sock, peer_of(sock))
+            except OSError:  # it came and went
+                sock.close()
             except BaseException:
                 sock.close()
                 raise
-
-    def on_writable(self) -> None: ...
-    def on_finished(self) -> None: ...
-    def abort(self) -> None: ...  # the connection is closed; the others may still come
 
     def on_failed(self) -> None:
         self.close()

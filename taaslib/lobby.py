@@ -16,7 +16,7 @@ from taaslib import proxy2, sockets
 from taaslib.authorization import Right
 from taaslib.journal import Journal
 from taaslib.limits import Limits
-from taaslib.loop import Loop, Timer
+from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
@@ -44,7 +44,7 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-class Leg:
+class Leg(Handler):
     """One waiting socket and its early octets."""
 
     __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "sock", "state", "timer")
@@ -78,8 +78,6 @@ class Leg:
         else:
             self._lobby.leave(self, Outcome.HUNG_UP)
 
-    def on_writable(self) -> None: ...
-
     def on_finished(self) -> None:
         self._lobby.leave(self, Outcome.HUNG_UP)
 
@@ -97,35 +95,31 @@ class Leg:
         )
 
 
+@dataclass(eq=False)
 class Lobby:
     """ON_SERVED is told a label each time that a responder begins to wait under it."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        pools: Pools,
-        journal: Journal,
-        wall_clock: Callable[[], float],
-        limits: Limits,
-        on_served: Callable[[str], None],
-    ) -> None:
-        self.loop = loop
-        self.limits = limits
-        self._pools = pools
-        self._journal = journal
-        self._wall_clock = wall_clock
-        self._on_served = on_served
-        self._rooms: Rendezvous[Leg] = Rendezvous(
-            Seats(
-                limits.responders_per_id, limits.responders_per_label, limits.parked_per_label, limits.refill
-            )
+    loop: Loop
+    pools: Pools
+    journal: Journal
+    wall_clock: Callable[[], float]
+    limits: Limits
+    on_served: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        of_id, of_label, parked = (
+            limits.responders_per_id,
+            limits.responders_per_label,
+            limits.parked_per_label,
         )
+        self._rooms: Rendezvous[Leg] = Rendezvous(Seats(of_id, of_label, parked, limits.refill))
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
         shortest = min(limits.dead_after, limits.idle or limits.dead_after)
         self._check_seconds = max(1.0, min(_CHECK_SECONDS, shortest / 4))
-        loop.call_later(self._check_seconds, self._check_live)
+        self.loop.call_later(self._check_seconds, self._check_live)
 
     # Who comes
 
@@ -142,14 +136,14 @@ class Lobby:
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
-            self._journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
+            self.journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
             if answer.displaced:
                 self._end(answer.displaced, Outcome.DISPLACED)
-            self._on_served(right.label)
+            self.on_served(right.label)
         else:
             self._act(leg, answer)
 
-    def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str, early: bytes = b"") -> None:
+    def welcome_initiator(self, label: str, sock: socket.socket, peer: Peer, early: bytes = b"") -> None:
         """A mobile client has come to port q, or through the front door with its EARLY octets.
 
         It is paired once it speaks, or soon without.
@@ -201,11 +195,11 @@ class Lobby:
             self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
         pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
-        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self._wall_clock() * 1000)))
-        self._journal.note(
+        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000)))
+        self.journal.note(
             Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
         )
-        relay = Relay(self.loop, self._pools, responder.sock, initiator.sock, self._relay_closed)
+        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
         self._live[relay] = responder, initiator
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
@@ -232,12 +226,12 @@ class Lobby:
         self.loop.forget(leg.sock.fileno())
         leg.sock.close()
         role = "initiator" if leg.right is None else "responder"
-        self._journal.note(outcome, label=leg.label, **{role: leg.peer})
+        self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
     def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
         responder, initiator = self._live.pop(relay)
         self._rooms.part(responder.label, self.loop.clock())
-        self._journal.note(
+        self.journal.note(
             outcome,
             label=responder.label,
             responder=responder.peer,

@@ -24,7 +24,11 @@ _MAX_EVENTS = 1024  # descriptors served in one turn
 _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
 
 
-class Handler(Protocol):
+class Handler:
+    """What the loop calls; whoever waits for less leaves the rest as it is here."""
+
+    __slots__ = ()
+
     def on_readable(self) -> None: ...
     def on_writable(self) -> None: ...
     def on_finished(self) -> None:

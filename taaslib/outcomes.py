@@ -30,9 +30,7 @@ class Outcome(enum.Enum):
     REDIRECTED = "redirected"  # a mobile client was sent to port q
     UPGRADED = "upgraded"  # plain HTTP on http-port was sent on to https
     PASSED = "passed-through"  # its TLS is the hidden server's: handed on by the server name it asks for
-    UNKNOWN_NAME = (
-        "unknown-name"  # a server name that is not ours, or of a pass-through label that is offline
-    )
+    UNKNOWN_NAME = "unknown-name"  # not ours, or of a pass-through label that is offline
     LISTED = "listed"  # GET /pairings/LABEL
     BAD_REQUEST = "bad-request"  # not our HTTP, or malformed parameters
     WRONG_CODE = "wrong-code"  # no such ID, a wrong code, or a disabled ID: the answer does not tell which

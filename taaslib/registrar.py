@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from taaslib import authorization, names
 from taaslib.authorization import NOBODY, Claim, Right, Secret
-from taaslib.http1 import Request, Response, text
+from taaslib.http1 import Request, Response, retry_after, text
 from taaslib.leases import Leases, NoPort, TooMany
+from taaslib.limits import Limits
 from taaslib.lobby import Lobby
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
@@ -27,35 +28,23 @@ _METHODS = {"register": "PUT", "pairings": "GET"}
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
+@dataclass(eq=False)
 class Registrar:
-    """ADVERTISE gives the address to tell a peer; REUSE is how often one code may be used."""
-
-    def __init__(
-        self,
-        store: Store,
-        leases: Leases,
-        lobby: Lobby,
-        wall_clock: Callable[[], float],
-        advertise: Callable[[Peer], str],
-        claim: str,
-        reuse: int,
-        retry_after: int,
-    ) -> None:
-        self._store = store
-        self._leases = leases
-        self._lobby = lobby
-        self._wall_clock = wall_clock
-        self._advertise = advertise
-        self._claim = claim
-        self._reuse = reuse
-        self._retry_after = ("Retry-After", str(retry_after))
-        self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
+    store: Store
+    leases: Leases
+    lobby: Lobby
+    wall_clock: Callable[[], float]
+    advertise: Callable[[Peer], str]  # the service's address as a peer sees it
+    claim: str
+    limits: Limits
+    _uses: dict[str, dict[int, int]] = field(default_factory=dict)  # ID -> step -> how often accepted
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         try:
             return self._answer(request, peer)
         except StoreError as error:
-            response = text(503, "The service's database is busy; try again in a moment.", self._retry_after)
+            message = "The service's database is busy; try again in a moment."
+            response = text(503, message, retry_after(self.limits.retry_after))
             return Answer(Outcome.STORE_BUSY, response, cause=str(error))
 
     def _answer(self, request: Request, peer: Peer) -> Answer:
@@ -91,7 +80,7 @@ class Registrar:
         if isinstance(right, Answer):
             return right
         if what == "pairings":
-            pairings = [asdict(pairing) for pairing in self._lobby.pairings(label)]
+            pairings = [asdict(pairing) for pairing in self.lobby.pairings(label)]
             body = json.dumps(pairings).encode()
             return Answer(Outcome.LISTED, Response(200, body, "application/json"), label, claim.id)
         right = replace(right, proxy="taas-proxy" in request.fields)
@@ -99,23 +88,23 @@ class Registrar:
 
     def _right(self, claim: Claim, label: str, peer: Peer) -> Right | Answer:
         """What the claim proves and the operator granted, or the refusal."""
-        credential = self._store.credential(claim.id)
+        credential = self.store.credential(claim.id)
         secret = _secret(credential) if credential and credential.enabled else NOBODY
-        now = self._wall_clock()
+        now = self.wall_clock()
         step = authorization.matching_step(claim.code, secret, now)
         # An unknown ID costs the same as a wrong code; nobody's secret opens nothing even if guessed.
         if credential is None or not credential.enabled or step is None:
             return _refused_code(Outcome.WRONG_CODE, label, claim.id)
         current = int(now) // secret.period
-        address = names.network_of(peer.address) if self._claim == "address" else "*"
-        spent = self._store.spend_step(claim.id, step, address, current + authorization.DRIFT)
+        address = names.network_of(peer.address) if self.claim == "address" else "*"
+        spent = self.store.spend_step(claim.id, step, address, current + authorization.DRIFT)
         if spent in (Spent.ELSEWHERE, Spent.STALE):
             return _refused_code(Outcome.CODE_USED, label, claim.id)
-        if self._count_use(claim.id, step, current, spent) > self._reuse:
-            next_step = ("Retry-After", str(secret.period - int(now) % secret.period))
+        if self._count_use(claim.id, step, current, spent) > self.limits.reuse:
+            next_step = retry_after(secret.period - int(now) % secret.period)
             message = "This code was used too often; wait for the next one."
             return _no(Outcome.CODE_OVERUSED, 429, message, next_step, label=label, id=claim.id)
-        if not self._store.granted(claim.id, label):
+        if self.store.rights(claim.id, label) is None:
             message = f"This ID may not serve {label}; ask the operator to grant it."
             return _no(Outcome.NOT_GRANTED, 403, message, label=label, id=claim.id)
         return Right(label, claim.id, credential.generation)
@@ -129,19 +118,20 @@ class Registrar:
         return uses[step]
 
     def _register(self, right: Right, peer: Peer, *, stays: bool) -> Answer:
+        later = retry_after(self.limits.retry_after)
         echoes = (("TAAS-Stay", "1"),) * stays + (("TAAS-Proxy", "v2"),) * right.proxy
         try:
             if stays:
-                self._leases.admit(right)
+                self.leases.admit(right)
                 response = Response(200, b"-", "text/plain", echoes, stays=True)
                 return Answer(Outcome.REGISTERED, response, right.label, right.id, stays=right)
-            port = self._leases.open_p(right, peer)
+            port = self.leases.open_p(right, peer)
         except TooMany as refusal:
-            return _no(Outcome.FULL, 429, f"{refusal}.", self._retry_after, label=right.label, id=right.id)
+            return _no(Outcome.FULL, 429, f"{refusal}.", later, label=right.label, id=right.id)
         except NoPort:
             message = "No port is free; try again soon."
-            return _no(Outcome.FULL, 503, message, self._retry_after, label=right.label, id=right.id)
-        body = names.host_port(self._advertise(peer), port).encode()  # the 2014 client takes nothing more
+            return _no(Outcome.FULL, 503, message, later, label=right.label, id=right.id)
+        body = names.host_port(self.advertise(peer), port).encode()  # the 2014 client takes nothing more
         response = Response(200, body, "text/plain", echoes)
         return Answer(Outcome.REGISTERED, response, right.label, right.id, port)
 

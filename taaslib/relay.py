@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable
 
 from taaslib import sockets
-from taaslib.loop import Loop, Timer
+from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, Pump
 
@@ -33,7 +33,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class End:
+class End(Handler):
     """One of a relay's two sockets, with the pump that reads it and, in `peer`, the one that writes it."""
 
     __slots__ = ("_loop", "_relay", "fd", "peer", "pump", "shut", "sock", "unanswered_since")
@@ -64,8 +64,6 @@ class End:
             self._relay.fail(error.errno)
             return
         self._relay.update()
-
-    def on_finished(self) -> None: ...
 
     def on_failed(self) -> None:
         self._relay.fail(sockets.failure(self.sock))

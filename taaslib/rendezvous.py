@@ -7,6 +7,7 @@ socket and reads no clock: timers belong to the caller, who calls `leave`.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -55,9 +56,7 @@ class _Room(Generic[Leg]):
     responders: OrderedDict[Leg, str] = field(default_factory=OrderedDict)  # leg -> its ID, oldest first
     initiators: OrderedDict[Leg, None] = field(default_factory=OrderedDict)
     live: int = 0  # pairs
-    served_until: float = float(
-        "-inf"
-    )  # when being served ended or will end, if nobody waits and no pair lives
+    served_until: float = -math.inf  # when being served ends, or did, if nobody waits and no pair lives
 
 
 class Rendezvous(Generic[Leg]):
@@ -124,7 +123,7 @@ class Rendezvous(Generic[Leg]):
         """NOW while LABEL is served, else the moment when it last was (-inf: never)."""
         room = self._rooms.get(label)
         if room is None:
-            return float("-inf")
+            return -math.inf
         return now if room.responders or room.live else min(now, room.served_until)
 
     def waiting(self, label: str) -> int:

@@ -6,7 +6,6 @@ Knows no detail: what each part does stands in its own file.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -42,8 +41,8 @@ _STORE_POLL_SECONDS = 1.0  # a change by taas_admin.py is followed within 2 s
 _BUSY_MS = 50  # what cannot be had from the database in that time is a 503
 
 
-class CannotStart(Exception):
-    """The service can't begin; the message is one line that says what to mend."""
+class CannotStart(ConfigError):
+    """taas.ini is good, and the service can't begin all the same."""
 
 
 class Service:
@@ -76,7 +75,6 @@ class Service:
         self, config: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]
     ) -> None:
         limits, loop, journal = config.limits, self.loop, self.journal
-        retry_after = math.ceil(limits.retry_after)
         self._pools = Pools(config.pump)
         self.lobby = Lobby(
             loop, self._pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
@@ -94,14 +92,7 @@ class Service:
             config.claim,
         )
         registrar = Registrar(
-            self.store,
-            self.leases,
-            self.lobby,
-            wall_clock,
-            self._advertise,
-            config.claim,
-            limits.reuse,
-            retry_after,
+            self.store, self.leases, self.lobby, wall_clock, self._advertise, config.claim, limits
         )
         redirector = Redirector(
             self.store.mode,
@@ -110,7 +101,7 @@ class Service:
             self._advertise,
             config.servers,
             config.location,
-            retry_after,
+            limits.retry_after,
         )
         self.door = FrontDoor(
             loop,
@@ -125,8 +116,7 @@ class Service:
             self._stay,
             self.leases.release,
             lambda: self.port,
-            config.registrar,
-            config.servers,
+            (config.registrar, config.servers),
             limits,
         )
         self._note_start()
@@ -176,13 +166,14 @@ class Service:
             sock = open_port(address, port)
         except OSError as error:
             key, where = "http-port" if http_port else "port", host_port(address, port)
-            raise CannotStart(
-                f"{self.config.path}: [taas] address, {key}: can't listen on {where}: {error.strerror}"
-            ) from None
+            why = f"can't listen on {where}: {error.strerror}"
+            raise CannotStart(self.config.path, f"[taas] address, {key}", why) from None
         plain = http_port is not None
-        self._listeners.append(
-            Listener(self.loop, sock, lambda sock: self.door.welcome(sock, plain=plain), self._on_exhausted)
-        )
+
+        def welcome(sock: socket.socket, peer: Peer) -> None:
+            self.door.welcome(plain, sock, peer)  # there is no door yet
+
+        self._listeners.append(Listener(self.loop, sock, welcome, self._on_exhausted))
 
     def _advertise(self, peer: Peer) -> str:
         """The public address of the family that PEER came by, or the very one that it came to."""
@@ -239,7 +230,7 @@ class Service:
         try:
             credentials = self.store.count()
         except StoreError as error:
-            raise CannotStart(f"{self.config.path}: [taas] database: {error}") from None
+            raise CannotStart(self.config.path, "[taas] database", error) from None
         ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
         listens = ",".join(host_port(address, port) for port in ports for address in self.config.address)
         pump = "splice" if self._pools.splices else "ring"
@@ -282,7 +273,7 @@ class Service:
             raise
 
 
-class _Wake:
+class _Wake(Handler):
     """Ends the loop's sleep when a signal comes: the interpreter writes its number into a socket."""
 
     def __init__(self, loop: Loop) -> None:
@@ -296,11 +287,6 @@ class _Wake:
     def on_readable(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._reader.recv(512)
-
-    def on_writable(self) -> None: ...
-    def on_finished(self) -> None: ...
-    def on_failed(self) -> None: ...
-    def abort(self) -> None: ...
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._old)
@@ -323,18 +309,17 @@ def check(config: Config) -> None:
         try:
             uid_gid(config.user)
         except LookupError as error:
-            raise ConfigError(f"{config.path}: [taas] user: {error}") from None
+            raise ConfigError(config.path, "[taas] user", error) from None
     if config.pump == "splice" and not can_splice:
-        raise ConfigError(
-            f"{config.path}: [taas] pump: this system or Python has no splice; use auto or ring"
-        )
+        why = "this system or Python has no splice; use auto or ring"
+        raise ConfigError(config.path, "[taas] pump", why)
     if not config.database.parent.is_dir():
-        raise ConfigError(f"{config.path}: [taas] database: no folder {config.database.parent}")
+        raise ConfigError(config.path, "[taas] database", f"no folder {config.database.parent}")
     if config.database.exists():
         _open_store(config).close()
     log = config.log.file
     if log and (log.is_dir() or not os.access(log if log.exists() else log.parent, os.W_OK)):
-        raise ConfigError(f"{config.path}: [log] file: can't write {log}")
+        raise ConfigError(config.path, "[log] file", f"can't write {log}")
 
 
 def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
@@ -352,7 +337,8 @@ def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> 
             file.open("rb").close()
         except OSError as error:
             hint = "; python make_cert.py makes one" if isinstance(error, FileNotFoundError) else ""
-            raise ConfigError(f"{config.path}: [{section}] {name}: {file}: {error.strerror}{hint}") from None
+            why = f"{file}: {error.strerror}{hint}"
+            raise ConfigError(config.path, f"[{section}] {name}", why) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
@@ -362,9 +348,8 @@ def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> 
         context.load_cert_chain(certificate, key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         why = "the key does not belong to the certificate" if "MISMATCH" in str(error) else str(error)
-        raise ConfigError(
-            f"{config.path}: [{section}] certificate, key: {certificate}, {key}: {why}"
-        ) from None
+        where = f"[{section}] certificate, key"
+        raise ConfigError(config.path, where, f"{certificate}, {key}: {why}") from None
     return context
 
 
@@ -387,7 +372,7 @@ def _open_journal(config: Config) -> Journal:
         if log.file and (owner := _owner(config)):
             os.chown(log.file, *owner, follow_symlinks=False)
     except OSError as error:
-        raise CannotStart(f"{config.path}: [log] file: {log.file}: {error.strerror}") from None
+        raise CannotStart(config.path, "[log] file", f"{log.file}: {error.strerror}") from None
     return journal
 
 
@@ -395,14 +380,14 @@ def _open_store(config: Config) -> Store:
     try:
         return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL", owner=_owner(config))
     except StoreError as error:
-        raise CannotStart(f"{config.path}: [taas] database: {error}") from None
+        raise CannotStart(config.path, "[taas] database", error) from None
 
 
 def _owner(config: Config) -> Owner | None:
     try:
         return owner_of_files(config.user)
     except LookupError as error:
-        raise ConfigError(f"{config.path}: [taas] user: {error}") from None
+        raise ConfigError(config.path, "[taas] user", error) from None
 
 
 def _drop_privileges(config: Config, journal: Journal) -> None:
@@ -410,7 +395,7 @@ def _drop_privileges(config: Config, journal: Journal) -> None:
     owner = _owner(config)
     if not owner:
         if config.user and uid_gid(config.user)[0] != os.geteuid():
-            raise CannotStart(f"{config.path}: [taas] user: only root can become {config.user}")
+            raise CannotStart(config.path, "[taas] user", f"only root can become {config.user}")
         return
     _open_store(config).close()  # creates it and leaves it to the user
     uid, gid = owner
@@ -421,7 +406,6 @@ def _drop_privileges(config: Config, journal: Journal) -> None:
         cause = f"{config.user} can't read {config.key}: a renewed certificate will need a restart"
         journal.note(Outcome.WARNING, cause=cause)
     if not os.access(config.database, os.R_OK | os.W_OK):
-        raise CannotStart(
-            f"{config.path}: [taas] database: {config.user} can't reach or write {config.database}; give it a"
-            f" folder of its own, as in: install -d -o {config.user} /var/lib/taas"
-        )
+        why = f"{config.user} can't reach or write {config.database}; give it a folder of its own, as in:"
+        where = "[taas] database"
+        raise CannotStart(config.path, where, f"{why} install -d -o {config.user} /var/lib/taas")

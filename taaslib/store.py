@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 KEPT_STEPS = 10  # spent steps that stay behind an ID's newest: more than any drift, few enough to forget
@@ -140,24 +141,14 @@ class Store:
     # The service's questions.
 
     def credential(self, id: str) -> Credential | None:
-        with self._reading() as db:
-            row = db.execute(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", (id,)).fetchone()
-        return _credential(row) if row else None
-
-    def granted(self, id: str, label: str) -> bool:
-        with self._reading() as db:
-            found = db.execute("SELECT 1 FROM grants WHERE id = ? AND label = ?", (id, label)).fetchone()
-        return found is not None
+        rows = self._rows(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", id)
+        return _credential(rows[0]) if rows else None
 
     def rights(self, id: str, label: str) -> int | None:
         """The generation of the credential, while it is enabled and LABEL granted to it."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT generation FROM credentials JOIN grants USING (id)"
-                " WHERE id = ? AND label = ? AND enabled",
-                (id, label),
-            ).fetchone()
-        return int(row[0]) if row else None
+        query = "SELECT generation FROM credentials JOIN grants USING (id)"
+        rows = self._rows(f"{query} WHERE id = ? AND label = ? AND enabled", id, label)
+        return int(rows[0][0]) if rows else None
 
     def spend_step(self, id: str, step: int, address: str, horizon: int) -> Spent:
         """Spend STEP of ID for ADDRESS (what counts as one peer, or "*" for everybody).
@@ -183,39 +174,33 @@ class Store:
 
     def count(self) -> int:
         """How many credentials are enabled."""
-        with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM credentials WHERE enabled").fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM credentials WHERE enabled")[0][0])
 
     def label_port(self, label: str) -> tuple[int | None, int | None]:
         """The port that the operator fixed for LABEL, and the one that it had last."""
-        with self._reading() as db:
-            fixed = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
-            sticky = db.execute("SELECT port FROM sticky_ports WHERE label = ?", (label,)).fetchone()
-        return (fixed[0] if fixed else None, sticky[0] if sticky else None)
+        fixed = self._rows("SELECT fixed_port FROM labels WHERE label = ?", label)
+        sticky = self._rows("SELECT port FROM sticky_ports WHERE label = ?", label)
+        return (fixed[0][0] if fixed else None, sticky[0][0] if sticky else None)
 
     def mode(self, label: str) -> str:
         """How visitors come to LABEL: "redirect" (also of unknown labels), "passthrough" or "both"."""
-        with self._reading() as db:
-            row = db.execute("SELECT mode FROM labels WHERE label = ?", (label,)).fetchone()
-        return row[0] if row else "redirect"
+        rows = self._rows("SELECT mode FROM labels WHERE label = ?", label)
+        return rows[0][0] if rows else "redirect"
 
     def passes_through(self) -> bool:
         """Whether any label is passed through."""
-        with self._reading() as db:
-            row = db.execute("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1").fetchone()
-        return row is not None
+        return bool(self._rows("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1"))
 
     def label_of_host(self, host: str) -> str | None:
         """The label that the operator gave the own domain HOST to."""
-        with self._reading() as db:
-            row = db.execute("SELECT label FROM hosts WHERE host = ?", (host,)).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT label FROM hosts WHERE host = ?", host)
+        return rows[0][0] if rows else None
 
     def hosts(self, label: str) -> tuple[str, ...]:
         """The own domains of LABEL."""
-        with self._reading() as db:
-            rows = db.execute("SELECT host FROM hosts WHERE label = ? ORDER BY host", (label,)).fetchall()
-        return tuple(host for (host,) in rows)
+        return tuple(
+            host for (host,) in self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
+        )
 
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
@@ -229,9 +214,8 @@ class Store:
 
     def taken_ports(self) -> tuple[frozenset[int], tuple[int, ...]]:
         """All fixed ports; all sticky ports, least recently used first."""
-        with self._reading() as db:
-            fixed = db.execute("SELECT fixed_port FROM labels WHERE fixed_port IS NOT NULL").fetchall()
-            sticky = db.execute("SELECT port FROM sticky_ports ORDER BY used, port").fetchall()
+        fixed = self._rows("SELECT fixed_port FROM labels WHERE fixed_port IS NOT NULL")
+        sticky = self._rows("SELECT port FROM sticky_ports ORDER BY used, port")
         return frozenset(port for (port,) in fixed), tuple(port for (port,) in sticky)
 
     def changed(self) -> bool:
@@ -345,6 +329,10 @@ class Store:
 
     # The connection.
 
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._reading() as db:
+            return db.execute(query, values).fetchall()
+
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """Let nothing of sqlite3's leave; drop a connection that can't be trusted any more."""
@@ -420,7 +408,7 @@ class Store:
 _CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
 
 
-def _credential(row: tuple[str, str, int, int, str, int, int]) -> Credential:
+def _credential(row: tuple[Any, ...]) -> Credential:
     id, secret, digits, period, algorithm, enabled, generation = row
     return Credential(id, secret, digits, period, algorithm, bool(enabled), generation)
 
