@@ -7,6 +7,7 @@ minutes longer, and takes any number of connections.  Knows nothing of HTTP or o
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from collections import Counter
@@ -127,7 +128,16 @@ class Leases:
             self.journal.note(Outcome.STRANGER, label=lease.right.label, port=port, peer=peer)
             return
         self._close_p(port, Outcome.CLAIMED)
-        self.lobby.welcome_responder(sock, peer, lease.right)
+        self.welcome(sock, peer, lease.right)
+
+    def welcome(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+        """RIGHT's holder has come: let it wait, if the right still stands."""
+        with contextlib.suppress(StoreError):
+            if not self.holds(right):
+                sock.close()
+                self.journal.note(Outcome.REVOKED, label=right.label, id=right.id, peer=peer)
+                return
+        self.lobby.welcome_responder(sock, peer, right, early)
 
     def _close_p(self, port: int, outcome: Outcome) -> None:
         lease = self._ps.pop(port)
@@ -141,7 +151,7 @@ class Leases:
     def port_q(self, label: str) -> int | None:
         """LABEL's q, opened if need be; None when it can't be.  Raises StoreError."""
         lease = self._qs.get(label)
-        if lease is None and self.store.mode(label) != "passthrough":
+        if lease is None and self.store.opens_q(label):
             lease = self._open_q(label)
         if lease and not lease.kept:
             self.store.keep_port(label, lease.port, int(self.wall_clock()))
@@ -217,7 +227,7 @@ class Leases:
         for label, q in list(self._qs.items()):
             fixed, _sticky = self.store.label_port(label)
             moved = fixed != q.port if fixed else q.fixed or q.port in self._fixed
-            if moved or self.store.mode(label) == "passthrough":
+            if moved or not self.store.opens_q(label):
                 self._close_q(label, Outcome.CHANGED)
                 if self.lobby.served(label):
                     self.serve(label)
@@ -225,6 +235,10 @@ class Leases:
     def holds(self, right: Right) -> bool:
         """Whether RIGHT still stands.  Raises StoreError."""
         return self.store.rights(right.id, right.label) == right.generation
+
+    def carries(self, right: Right) -> bool:
+        """Whether live pairs that rest on RIGHT may go on.  Raises StoreError."""
+        return self.holds(right) or self.store.spared(right.id, right.label, right.generation)
 
     def close(self) -> None:
         for port in list(self._ps):

@@ -241,11 +241,14 @@ class Lobby:
             to_responder=relay.to_responder,
         )
 
-    def revoke(self, holds: Callable[[Right], bool]) -> None:
-        """End the responders that wait on a right that no longer HOLDS."""
+    def revoke(self, holds: Callable[[Right], bool], carries: Callable[[Right], bool]) -> None:
+        """End responders that wait on a right that no longer HOLDS, and pairs on one that CARRIES none."""
         for leg in self._rooms.everyone():
             if leg.right and not holds(leg.right):
                 self.leave(leg, Outcome.REVOKED)
+        for relay, (responder, _) in list(self._live.items()):
+            if responder.right and not carries(responder.right):
+                relay.close(Outcome.REVOKED)
 
     def close(self) -> None:
         """The service ends: everyone goes."""

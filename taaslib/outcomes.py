@@ -54,7 +54,7 @@ class Outcome(enum.Enum):
     UNCLAIMED = "unclaimed"  # nobody came to p in time
     STRANGER = "stranger"  # somebody else than the registrant came to p
     QUIET = "quiet"  # q: its label has not been served for long enough
-    CHANGED = "changed"  # q: the operator gave the label another port, or another mode
+    CHANGED = "changed"  # q: the operator gave the label another port or mode, or took its last credential
 
     # A leg that waits
     WAITS = "waits"  # a responder waits
@@ -66,7 +66,7 @@ class Outcome(enum.Enum):
     NOBODY_CAME = "nobody-came"  # a parked client's patience ran out
     SHUTDOWN = "shutdown"  # the service ends
 
-    # A pair (RESET, TIMED_OUT, SHUTDOWN too)
+    # A pair (RESET, TIMED_OUT, REVOKED, SHUTDOWN too)
     PAIRED = "paired"  # a mobile client met a hidden server
     COMPLETE = "complete"  # both sides finished and all was delivered
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from taaslib import __version__
-from taaslib.authorization import Right
 from taaslib.config import Config, ConfigError
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
@@ -113,7 +112,7 @@ class Service:
             self._label_of_host,
             self._passage,
             self.lobby.welcome_initiator,
-            self._stay,
+            self.leases.welcome,
             self.leases.release,
             lambda: self.port,
             (config.registrar, config.servers),
@@ -196,21 +195,12 @@ class Service:
             return self.store.label_of_host(host)
         return None
 
-    def _stay(self, sock: socket.socket, peer: Peer, right: Right, early: bytes) -> None:
-        """A registration's own connection becomes the responder, if its right still stands."""
-        with contextlib.suppress(StoreError):
-            if not self.leases.holds(right):
-                sock.close()
-                self.journal.note(Outcome.REVOKED, label=right.label, id=right.id, peer=peer)
-                return
-        self.lobby.welcome_responder(sock, peer, right, early)
-
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         try:
             if self.store.changed() or self._store_broken:
                 self.leases.follow_store()
-                self.lobby.revoke(self.leases.holds)
+                self.lobby.revoke(self.leases.holds, self.leases.carries)
                 self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
                 self._store_broken = False
         except StoreError as error:

@@ -65,6 +65,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             host TEXT PRIMARY KEY NOT NULL,
             label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE) WITHOUT ROWID""",
     ),
+    # Rights whose live pairs go on when they are gone.  No reference: the credential may be gone too.
+    (
+        """CREATE TABLE spared (
+            id TEXT NOT NULL, label TEXT NOT NULL, generation INTEGER NOT NULL,
+            PRIMARY KEY (id, label, generation)) WITHOUT ROWID""",
+    ),
 )
 
 
@@ -150,6 +156,11 @@ class Store:
         rows = self._rows(f"{query} WHERE id = ? AND label = ? AND enabled", id, label)
         return int(rows[0][0]) if rows else None
 
+    def spared(self, id: str, label: str, generation: int) -> bool:
+        """Whether live pairs that rest on this right go on, even if it is gone."""
+        query = "SELECT 1 FROM spared WHERE id = ? AND label = ? AND generation = ?"
+        return bool(self._rows(query, id, label, generation))
+
     def spend_step(self, id: str, step: int, address: str, horizon: int) -> Spent:
         """Spend STEP of ID for ADDRESS (what counts as one peer, or "*" for everybody).
 
@@ -186,6 +197,11 @@ class Store:
         """How visitors come to LABEL: "redirect" (also of unknown labels), "passthrough" or "both"."""
         rows = self._rows("SELECT mode FROM labels WHERE label = ?", label)
         return rows[0][0] if rows else "redirect"
+
+    def opens_q(self, label: str) -> bool:
+        """Whether LABEL may have a port q: it is redirected to, and somebody may serve it."""
+        query = "SELECT 1 FROM credentials JOIN grants USING (id) JOIN labels USING (label)"
+        return bool(self._rows(f"{query} WHERE label = ? AND enabled AND mode <> 'passthrough'", label))
 
     def passes_through(self) -> bool:
         """Whether any label is passed through."""
@@ -260,17 +276,19 @@ class Store:
             _require(db, id)
             _grant(db, id, labels)
 
-    def revoke(self, id: str, labels: Sequence[str]) -> None:
+    def revoke(self, id: str, labels: Sequence[str], keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live, labels)
             for label in labels:
                 if not db.execute("DELETE FROM grants WHERE id = ? AND label = ?", (id, label)).rowcount:
                     raise Refused(f"label {label} is not granted to ID {id}")
             _forget_ungranted(db)
 
-    def remove(self, id: str) -> None:
+    def remove(self, id: str, keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live)
             db.execute("DELETE FROM credentials WHERE id = ?", (id,))
             _forget_ungranted(db)
 
@@ -294,18 +312,21 @@ class Store:
             if not db.execute("DELETE FROM hosts WHERE host = ? AND label = ?", (host, label)).rowcount:
                 raise Refused(f"label {label} has no host {host}")
 
-    def rotate(self, id: str, secret: str) -> None:
+    def rotate(self, id: str, secret: str, keep_live: bool = True) -> None:
         """Give ID another secret.  The steps that were spent with the old one are free again."""
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live)
             db.execute(
                 "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?", (secret, id)
             )
             db.execute("DELETE FROM spent_steps WHERE id = ?", (id,))
 
-    def set_enabled(self, id: str, enabled: bool) -> None:
+    def set_enabled(self, id: str, enabled: bool, keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            if not enabled:
+                _spare(db, id, keep_live)
             db.execute("UPDATE credentials SET enabled = ? WHERE id = ?", (enabled, id))
 
     def entries(self) -> list[Entry]:
@@ -431,6 +452,17 @@ def _grant(db: sqlite3.Connection, id: str, labels: Sequence[str]) -> None:
     for label in labels:
         db.execute("INSERT INTO labels (label) VALUES (?) ON CONFLICT DO NOTHING", (label,))
         db.execute("INSERT INTO grants VALUES (?, ?) ON CONFLICT DO NOTHING", (id, label))
+
+
+def _spare(db: sqlite3.Connection, id: str, keep_live: bool, labels: Sequence[str] = ()) -> None:
+    """ID loses its rights under LABELS, or all: let its live pairs go on, or end them, older ones too."""
+    marks = ", ".join("?" * len(labels))
+    which = f"id = ? AND label IN ({marks})" if labels else "id = ?"
+    if keep_live:
+        rights = f"SELECT id, label, generation FROM credentials JOIN grants USING (id) WHERE {which}"
+        db.execute(f"INSERT INTO spared {rights} ON CONFLICT DO NOTHING", (id, *labels))
+    else:
+        db.execute(f"DELETE FROM spared WHERE {which}", (id, *labels))
 
 
 def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:

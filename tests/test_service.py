@@ -263,23 +263,6 @@ def test_a_new_credential_works_at_once(house: House) -> None:
     assert house.put("new", "55555555-5555-4555-8555-555555555555").status == 200
 
 
-@pytest.mark.parametrize("change", ["disable", "revoke", "remove", "rotate"])
-def test_a_waiting_responder_whose_right_is_gone_is_closed_within_2_s(house: House, change: str) -> None:
-    responder = house.responder()
-    with house.admin() as store:
-        if change == "disable":
-            store.set_enabled(ID, False)
-        elif change == "revoke":
-            store.revoke(ID, ["home"])
-        elif change == "remove":
-            store.remove(ID)
-        else:
-            store.rotate(ID, "MFRGGZDFMZTWQ2LKMFRGGZDFMZTWQ2LK")
-    house.pass_time(2)
-    house.until(lambda: responder.gone)
-    assert house.events("revoked")
-
-
 def test_a_database_that_was_replaced_is_noticed(house: House) -> None:
     copy = house.config.database.with_name("other.db")
     with contextlib.closing(Store(copy, busy_ms=50, synchronous="FULL")) as store:
