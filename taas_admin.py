@@ -337,8 +337,11 @@ class Admin:
             "period": c.period,
             "algorithm": c.algorithm,
             "enabled": c.enabled,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.created)),
+            "created": _moment(entry.created),
         }
+        if clock := store.clock(c.id):
+            ahead, seen = clock
+            document["clock"] = {"ahead_seconds": ahead, "seen": _moment(seen)}
         return document | {"secret": c.secret, "uri": uri} if uri else document
 
     def _uri(self, entry: Entry) -> str:
@@ -462,6 +465,10 @@ def _words(document: dict[str, Any]) -> str:
     ]
     state = "" if document["enabled"] else "  DISABLED"
     return f"{document['id']}  {', '.join(labels) or 'no label'}{state}"
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _plain(value: Any) -> str:

@@ -9,6 +9,7 @@ Read the files in this order; it is the journey of one connection.
       clienthello     a TLS client's first octets -> the server name it asks for
       authorization   the TOTP header -> a Claim -> the time step that it proves
       proxy2          who visits, told in front of its octets
+      guesses         who sent too many wrong codes, and waits
       rendezvous      who meets whom
       limits          how much of everything
       config          the text of taas.ini -> Config

@@ -51,4 +51,7 @@ class Limits:
     user_timeout: float = _time(40.0, most=2147483)  # an int of ms
     dead_after: float = _time(60.0)
     idle: float = _time(0.0, zero=True)  # 0s: no idle limit
+    failures_per_address: int = _count(100)
+    failures_per_id: int = _count(10)
+    failures_remembered: int = _count(10_000)
     pairings: int = _count(100)

@@ -34,6 +34,7 @@ class Outcome(enum.Enum):
     LISTED = "listed"  # GET /pairings/LABEL
     BAD_REQUEST = "bad-request"  # not our HTTP, or malformed parameters
     WRONG_CODE = "wrong-code"  # no such ID, a wrong code, or a disabled ID: the answer does not tell which
+    SLOWED = "slowed"  # too many wrong codes from this address or for this ID: not looked at
     CODE_USED = "code-used"  # spent from another address, or older than the newest one from this address
     CODE_OVERUSED = "code-overused"  # right, but used more often than `reuse` allows
     NO_CREDENTIALS = "no-credentials"  # no Authorization header, or another scheme

@@ -2,18 +2,21 @@
 who met whom.
 
 Knows neither sockets nor the redirector.  Checked in this order, so that nobody learns more than they
-have earned: Authorization present, path, method, parameters, code, grant, capacity.
+have earned: Authorization present, path, method, parameters, too many wrong codes, code, grant, capacity.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from taaslib import authorization, names
 from taaslib.authorization import NOBODY, Claim, Right, Secret
+from taaslib.guesses import Guesses
 from taaslib.http1 import Request, Response, retry_after, text
 from taaslib.leases import Leases, NoPort, TooMany
 from taaslib.limits import Limits
@@ -24,6 +27,7 @@ from taaslib.store import Credential, Spent, Store, StoreError
 
 _CHALLENGE = ("WWW-Authenticate", authorization.CHALLENGE)
 _ROUTE = re.compile(r"/(register|pairings)/([^/]+)")
+_CLOCK_SECONDS = 5.0  # between two searches for a clock that is off
 _METHODS = {"register": "PUT", "pairings": "GET"}
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
@@ -33,11 +37,18 @@ class Registrar:
     store: Store
     leases: Leases
     lobby: Lobby
+    clock: Callable[[], float]
     wall_clock: Callable[[], float]
     advertise: Callable[[Peer], str]  # the service's address as a peer sees it
     claim: str
     limits: Limits
-    _uses: dict[str, dict[int, int]] = field(default_factory=dict)  # ID -> step -> how often accepted
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        remembered = limits.failures_remembered
+        self._guesses = Guesses(limits.failures_per_address, limits.failures_per_id, remembered)
+        self._clock_sought = -math.inf  # when a wrong code was last looked for at other times
+        self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         try:
@@ -90,16 +101,23 @@ class Registrar:
         """What the claim proves and the operator granted, or the refusal."""
         credential = self.store.credential(claim.id)
         secret = _secret(credential) if credential and credential.enabled else NOBODY
-        now = self.wall_clock()
+        now, network = self.wall_clock(), names.network_of(peer.address)
+        who = claim.id if _UUID.fullmatch(claim.id) else ""  # no other ID exists: they share one counter
+        if wait := self._guesses.wait(who, network, self.clock()):
+            message = "Too many wrong codes came from this address or for this ID; try again later."
+            return _no(Outcome.SLOWED, 429, message, retry_after(wait), label=label, id=who or None)
         step = authorization.matching_step(claim.code, secret, now)
         # An unknown ID costs the same as a wrong code; nobody's secret opens nothing even if guessed.
         if credential is None or not credential.enabled or step is None:
-            return _refused_code(Outcome.WRONG_CODE, label, claim.id)
+            self._guesses.failed(who, network, self.clock())
+            cause = self._clock_off(claim, secret, now)
+            return _refused_code(Outcome.WRONG_CODE, label, claim.id, cause)
         current = int(now) // secret.period
-        address = names.network_of(peer.address) if self.claim == "address" else "*"
+        address = network if self.claim == "address" else "*"
         spent = self.store.spend_step(claim.id, step, address, current + authorization.DRIFT)
         if spent in (Spent.ELSEWHERE, Spent.STALE):
             return _refused_code(Outcome.CODE_USED, label, claim.id)
+        self._guesses.proved(who, network, self.clock())
         if self._count_use(claim.id, step, current, spent) > self.limits.reuse:
             next_step = retry_after(secret.period - int(now) % secret.period)
             message = "This code was used too often; wait for the next one."
@@ -108,6 +126,21 @@ class Registrar:
             message = f"This ID may not serve {label}; ask the operator to grant it."
             return _no(Outcome.NOT_GRANTED, 403, message, label=label, id=claim.id)
         return Right(label, claim.id, credential.generation)
+
+    def _clock_off(self, claim: Claim, secret: Secret, now: float) -> str | None:
+        """What the log is told when a wrong code would have been right at another time.
+
+        An unknown ID costs the same here too, and a flood of wrong codes does not make it costly.
+        """
+        if self.clock() < self._clock_sought + _CLOCK_SECONDS:
+            return None
+        self._clock_sought = self.clock()
+        ahead = authorization.clock_off(claim.code, secret, now)
+        if ahead is None or secret is NOBODY:
+            return None
+        with contextlib.suppress(StoreError):  # it is a courtesy
+            self.store.note_clock(claim.id, ahead, int(now))
+        return f"the device's clock is {abs(ahead)} s {'ahead' if ahead > 0 else 'behind'}"
 
     def _count_use(self, id: str, step: int, current: int, spent: Spent) -> int:
         uses = self._uses.setdefault(id, {})
@@ -154,11 +187,12 @@ def _secret(credential: Credential) -> Secret:
     return Secret(credential.secret, credential.digits, credential.period, credential.algorithm)
 
 
-def _refused_code(outcome: Outcome, label: str, id: str) -> Answer:
+def _refused_code(outcome: Outcome, label: str, id: str, cause: str | None = None) -> Answer:
     # One body for an unknown, a disabled and a known ID.  The log names an ID only if it can be one: people
     # paste secrets into the wrong field.
     message = "The ID is unknown or the code wrong or used; check the device's clock, or ask the operator."
-    return _no(outcome, 401, message, _CHALLENGE, label=label, id=id if _UUID.fullmatch(id) else None)
+    id_or_none = id if _UUID.fullmatch(id) else None
+    return _no(outcome, 401, message, _CHALLENGE, label=label, id=id_or_none, cause=cause)
 
 
 def _no(
@@ -168,5 +202,6 @@ def _no(
     *fields: tuple[str, str],
     label: str | None = None,
     id: str | None = None,
+    cause: str | None = None,
 ) -> Answer:
-    return Answer(outcome, text(status, message, *fields), label, id)
+    return Answer(outcome, text(status, message, *fields), label, id, cause=cause)

@@ -90,8 +90,8 @@ class Service:
             config.ports,
             config.claim,
         )
-        registrar = Registrar(
-            self.store, self.leases, self.lobby, wall_clock, self._advertise, config.claim, limits
+        self.registrar = Registrar(
+            self.store, self.leases, self.lobby, loop.clock, wall_clock, self._advertise, config.claim, limits
         )
         redirector = Redirector(
             self.store.mode,
@@ -107,7 +107,7 @@ class Service:
             contexts,
             journal,
             wall_clock,
-            registrar.answer,
+            self.registrar.answer,
             redirector.answer,
             self._label_of_host,
             self._passage,

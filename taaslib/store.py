@@ -70,6 +70,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE spared (
             id TEXT NOT NULL, label TEXT NOT NULL, generation INTEGER NOT NULL,
             PRIMARY KEY (id, label, generation)) WITHOUT ROWID""",
+        """CREATE TABLE clocks (
+            id TEXT PRIMARY KEY NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
+            ahead INTEGER NOT NULL,
+            seen INTEGER NOT NULL) WITHOUT ROWID""",
     ),
 )
 
@@ -177,11 +181,22 @@ class Store:
                 spender = _spender(db, id, step)  # again: this time nobody else can write
                 if spender is None:
                     db.execute("INSERT INTO spent_steps VALUES (?, ?, ?)", (id, step, address))
+                    db.execute("DELETE FROM clocks WHERE id = ?", (id,))
                     db.execute("DELETE FROM spent_steps WHERE id = ? AND step < ?", (id, step - KEPT_STEPS))
                     return Spent.FRESH
         if spender is not None and spender != address:
             return Spent.ELSEWHERE
         return Spent.STALE if newer else Spent.AGAIN
+
+    def note_clock(self, id: str, ahead: int, now: int) -> None:
+        """The clock of ID's device was seen AHEAD seconds off; its next right code takes this back."""
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)", (id, ahead, now))
+
+    def clock(self, id: str) -> tuple[int, int] | None:
+        """By how many seconds the clock of ID's device was ahead, and when that was seen."""
+        rows = self._rows("SELECT ahead, seen FROM clocks WHERE id = ?", id)
+        return rows[0] if rows else None
 
     def count(self) -> int:
         """How many credentials are enabled."""
