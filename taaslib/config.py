@@ -33,6 +33,7 @@ class Log:
     file: Path | None = None
     format: str = "text"
     level: str = "info"
+    lines_per_minute: int = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,4 +282,5 @@ _LOG: dict[str, Callable[[str], Any]] = {
     "file": _text,
     "format": _one_of("text", "json"),
     "level": _one_of("debug", "info", "warning", "error"),
+    "lines-per-minute": _count,
 }

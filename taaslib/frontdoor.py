@@ -55,14 +55,20 @@ class FrontDoor:
     names: tuple[str, str]  # of the registrar, and above all labels
     limits: Limits
     _exchanges: dict[Exchange, None] = field(default_factory=dict)  # oldest first
+    _of_address: dict[str, dict[Exchange, None]] = field(default_factory=dict)
 
     def welcome(self, plain: bool, sock: socket.socket, peer: Peer) -> None:
         """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
         sockets.no_delay(sock)
-        if len(self._exchanges) >= self.limits.exchanges:
-            # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
+        network = names.network_of(peer.address)
+        neighbours = self._of_address.get(network, {})
+        # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
+        if len(neighbours) >= self.limits.exchanges_per_address:
+            next(iter(neighbours)).give_up()
+        elif len(self._exchanges) >= self.limits.exchanges:
             next(iter(self._exchanges)).give_up()
-        self._exchanges[Exchange(self, sock, peer, plain)] = None
+        exchange = Exchange(self, sock, peer, plain)
+        self._exchanges[exchange] = self._of_address.setdefault(network, {})[exchange] = None
 
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
@@ -106,6 +112,11 @@ class FrontDoor:
 
     def left(self, exchange: Exchange) -> None:
         self._exchanges.pop(exchange, None)
+        network = names.network_of(exchange.peer.address)
+        neighbours = self._of_address.get(network, {})
+        neighbours.pop(exchange, None)
+        if not neighbours:
+            self._of_address.pop(network, None)
 
     def close(self) -> None:
         for exchange in list(self._exchanges):
@@ -132,7 +143,7 @@ class Exchange(Handler):
     """One connection to the front door."""
 
     def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer, plain: bool) -> None:
-        self._door, self._sock, self._peer = door, sock, peer
+        self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
         self._dropped = 0  # octets
@@ -147,7 +158,7 @@ class Exchange(Handler):
         self._update_interest()
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.state.value} {self._peer}>"
+        return f"<Exchange {self.state.value} {self.peer}>"
 
     def on_readable(self) -> None:
         try:
@@ -224,7 +235,7 @@ class Exchange(Handler):
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
                 self._leave()
-                self._door.pass_through(label, self._sock, self._peer, bytes(self._first))
+                self._door.pass_through(label, self._sock, self.peer, bytes(self._first))
             else:
                 self._note(Outcome.UNKNOWN_NAME, label=label or None)
                 self._stream.send(_UNRECOGNIZED_NAME)
@@ -260,7 +271,7 @@ class Exchange(Handler):
             if self._plain:
                 answer = door.upgrade(request)
             else:
-                answer = door.answer(request, self._peer, self._certificate)
+                answer = door.answer(request, self.peer, self._certificate)
         except BadRequest as error:
             answer = bad_request(error)
         self._answer(answer, bodiless=bodiless)
@@ -303,7 +314,7 @@ class Exchange(Handler):
             right = self._stays
             assert right
             self._leave()
-            self._door.stay(self._sock, self._peer, right, early)
+            self._door.stay(self._sock, self.peer, right, early)
 
     def _begin_answering(self) -> None:
         self.state = State.ANSWERING
@@ -340,7 +351,7 @@ class Exchange(Handler):
         self._deadline = self._door.loop.call_later(seconds, self._on_deadline)
 
     def _note(self, outcome: Outcome, **facts: object) -> None:
-        self._door.journal.note(outcome, peer=self._peer, **facts)
+        self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
         if self.state is State.CLOSED:

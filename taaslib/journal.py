@@ -12,17 +12,29 @@ import logging
 import logging.handlers
 import re
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from taaslib.outcomes import Outcome
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:/\[\]*,+-]+")
+_MINUTE = 60.0
 _LONGEST = 4096  # characters of one value
 
 _O = Outcome
 _AT = {  # info, where nothing else is said
     logging.ERROR: {_O.STORE_BROKEN, _O.FAULT, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS},
-    logging.WARNING: {_O.STORE_BUSY, _O.WARNING, _O.WRONG_CODE, _O.SLOWED, _O.CODE_USED, _O.CODE_OVERUSED}
+    logging.WARNING: {
+        _O.STORE_BUSY,
+        _O.WARNING,
+        _O.SUPPRESSED,
+        _O.WRONG_CODE,
+        _O.SLOWED,
+        _O.CODE_USED,
+        _O.CODE_OVERUSED,
+    }
     | {_O.STRANGER, _O.FULL},
     logging.DEBUG: {_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP},
 }
@@ -30,9 +42,22 @@ LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outco
 
 
 class Journal:
-    """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError."""
+    """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError.
 
-    def __init__(self, file: Path | None = None, format: str = "text", level: str = "info") -> None:
+    Of each event LINES_PER_MINUTE are written; how many more there were is told when the minute is over.
+    """
+
+    def __init__(
+        self,
+        file: Path | None = None,
+        format: str = "text",
+        level: str = "info",
+        lines_per_minute: int = 600,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._clock = lines_per_minute, clock
+        self._minute_ends = 0.0
+        self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
         self._as_json = format == "json"
         self._level: int = getattr(logging, level.upper())
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -44,6 +69,22 @@ class Journal:
         level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:
             return
+        if self._clock() >= self._minute_ends:
+            self._tell_suppressed()
+        self._written[outcome] += 1
+        if self._written[outcome] <= self._most:
+            self._write(level, outcome, facts)
+
+    def _tell_suppressed(self) -> None:
+        """Strangers bring about most of what is noted; they shall not fill the disk."""
+        written, self._written = self._written, Counter()
+        self._minute_ends = self._clock() + _MINUTE
+        for outcome, count in written.items():
+            if count > self._most:
+                facts = {"what": outcome.value, "lines": count - self._most}
+                self._write(logging.WARNING, Outcome.SUPPRESSED, facts)
+
+    def _write(self, level: int, outcome: Outcome, facts: Mapping[str, object]) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         name = logging.getLevelName(level).lower()
         known = {key: value for key, value in facts.items() if value is not None}
@@ -58,6 +99,7 @@ class Journal:
             print(line, file=sys.stderr)
 
     def close(self) -> None:
+        self._tell_suppressed()
         self._handler.close()
 
 

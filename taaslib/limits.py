@@ -1,10 +1,12 @@
-"""How much of everything: one frozen dataclass, whose fields are the keys of taas.ini's [limits].
+"""How much of everything: one frozen dataclass, whose fields are the keys of taas.ini's [limits], and a tally
+of who has how many.
 
 Knows nothing of who obeys.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,7 @@ class Limits:
 
     head: int = _size(16 * KIB, most=MIB)
     exchanges: int = _count(1000)
+    exchanges_per_address: int = _count(400)
     handshake: float = _time(10.0)
     request: float = _time(10.0)
     linger: float = _time(5.0)
@@ -41,7 +44,12 @@ class Limits:
     early_bytes: int = _size(16 * KIB, most=MIB)
     first_bytes: float = _time(1.0)
     parked: float = _time(10.0)
-    parked_per_label: int = _count(32)
+    parked_per_label: int = _count(128)
+    visits: int = _count(10_000)
+    visits_per_label: int = _count(2000)
+    visits_per_address: int = _count(1000)
+    unpaired_per_address: int = _count(100)
+    pairs_per_id: int = _count(2000)
     refill: float = _time(30.0)
     q_linger: float = _time(600.0)
     retry_after: float = _time(5.0)
@@ -55,3 +63,27 @@ class Limits:
     failures_per_id: int = _count(10)
     failures_remembered: int = _count(10_000)
     pairings: int = _count(100)
+
+
+Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an address, a label, an ID, or ""
+
+
+class Tally:
+    """How many seats of each kind are taken, by whom."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._taken: Counter[Seat] = Counter()
+
+    def full(self, *seats: Seat) -> str | None:
+        """The name of the first limit under which one more of these is too many."""
+        return next((s[0] for s in seats if self._taken[s] >= getattr(self._limits, s[0])), None)
+
+    def take(self, *seats: Seat) -> None:
+        self._taken.update(seats)
+
+    def give_back(self, *seats: Seat) -> None:
+        for seat in seats:
+            self._taken[seat] -= 1
+            if not self._taken[seat]:
+                del self._taken[seat]

@@ -1,18 +1,20 @@
 """A listening socket in the loop: accepts until the queue is empty and hands every connection on.
 
-Does not know what the connections are for.  Where descriptors or memory run out it pauses and tries again.
+Does not know what the connections are for.  While no descriptors are left but the reserve, new connections
+are closed; where the kernel has none, or no memory, it pauses and tries again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer
-from taaslib.sockets import peer_of
+from taaslib.sockets import is_reserve, peer_of
 
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
@@ -29,6 +31,8 @@ def open_port(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if is_reserve(sock.fileno()):
+            raise _none_left()
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -39,6 +43,10 @@ def open_port(address: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _none_left() -> OSError:
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Listener(Handler):
@@ -82,6 +90,10 @@ class Listener(Handler):
                     self._update_interest()
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
+            if is_reserve(sock.fileno()):
+                sock.close()
+                self._on_exhausted(_none_left())
+                continue
             sock.setblocking(False)
             try:
                 self._on_connection(sock, peer_of(sock))

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
 from taaslib.journal import Journal
-from taaslib.limits import Limits
+from taaslib.limits import Limits, Seat, Tally
 from taaslib.loop import Handler, Loop, Timer
-from taaslib.names import Peer
+from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.relay import Relay
@@ -47,7 +47,7 @@ class State(enum.Enum):
 class Leg(Handler):
     """One waiting socket and its early octets."""
 
-    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "sock", "state", "timer")
+    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "seats", "sock", "state", "timer")
 
     def __init__(
         self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
@@ -56,6 +56,7 @@ class Leg(Handler):
         self.early = bytearray()
         self.at_end = False  # its FIN has come
         self.timer: Timer | None = None
+        self.seats: tuple[Seat, ...] = ()
         self.state = State.ARRIVING if right is None else State.WAITING
 
     def __repr__(self) -> str:
@@ -114,6 +115,7 @@ class Lobby:
             limits.parked_per_label,
         )
         self._rooms: Rendezvous[Leg] = Rendezvous(Seats(of_id, of_label, parked, limits.refill))
+        self.tally = Tally(limits)
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
@@ -148,12 +150,21 @@ class Lobby:
 
         It is paired once it speaks, or soon without.
         """
+        network = network_of(peer.address)
+        seats = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
+        unpaired = "unpaired_per_address", network
+        if full := self.tally.full(*seats, unpaired):
+            sock.close()
+            self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
+            return
         try:
             self._tune(sock)
         except OSError:
             sock.close()
             return
         leg = Leg(self, sock, peer, label, None)
+        leg.seats = *seats, unpaired
+        self.tally.take(*leg.seats)
         if early:
             leg.early += early
             self._seek(leg)
@@ -194,6 +205,10 @@ class Lobby:
             _cancel(leg)
             self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
+        self.tally.give_back(initiator.seats[-1])
+        initiator.seats = initiator.seats[:-1]
+        responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
+        self.tally.take(*responder.seats)
         pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
         pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000)))
         self.journal.note(
@@ -222,6 +237,7 @@ class Lobby:
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = State.ENDED
+        self.tally.give_back(*leg.seats)
         _cancel(leg)
         self.loop.forget(leg.sock.fileno())
         leg.sock.close()
@@ -230,6 +246,7 @@ class Lobby:
 
     def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
         responder, initiator = self._live.pop(relay)
+        self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
         self.journal.note(
             outcome,

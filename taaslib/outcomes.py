@@ -20,10 +20,11 @@ class Outcome(enum.Enum):
     STOPPED = "stopped"  # it ended in order
     FOLLOWED = "followed"  # a change in the database, or a renewed certificate, was taken over
     STORE_BROKEN = "store-broken"  # the database can't be read; 503 until it can
-    OUT_OF_DESCRIPTORS = "out-of-descriptors"  # accepting pauses
+    OUT_OF_DESCRIPTORS = "out-of-descriptors"  # or memory: new connections are closed, or wait for a second
     PORT_FAILED = "port-failed"  # a port could not be listened on
     FAULT = "fault"  # our own bug: one connection was closed, the others go on
     WARNING = "warning"  # something the operator should mend
+    SUPPRESSED = "suppressed"  # the event `what` had so many more lines in a minute than may be written
 
     # An exchange at the front door
     REGISTERED = "registered"  # a port p was opened for a hidden server

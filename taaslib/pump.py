@@ -35,6 +35,8 @@ import socket
 import sys
 from typing import Protocol
 
+from taaslib.sockets import is_reserve
+
 if sys.platform != "win32":
     import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
 
@@ -269,7 +271,7 @@ def _new_pipe() -> tuple[int, int] | None:
         with contextlib.suppress(OSError):  # EPERM: over fs.pipe-user-pages-soft or pipe-max-size
             fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, size)
             break
-    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST:
+    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST and not is_reserve(pipe[1]):
         return pipe
     _close_pipe(pipe)
     return None

@@ -57,7 +57,7 @@ class Service:
         self._stopping = False
         self._store_broken = False
         raise_descriptor_limit()
-        self.journal = _open_journal(config)
+        self.journal = _open_journal(config, clock)
         self.loop = Loop(self._on_fault, clock)
         contexts = tls_contexts(config)
         self._listeners: list[Listener] = []
@@ -355,10 +355,10 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _open_journal(config: Config) -> Journal:
+def _open_journal(config: Config, clock: Callable[[], float]) -> Journal:
     log = config.log
     try:
-        journal = Journal(log.file, log.format, log.level)
+        journal = Journal(log.file, log.format, log.level, log.lines_per_minute, clock)
         if log.file and (owner := _owner(config)):
             os.chown(log.file, *owner, follow_symlinks=False)
     except OSError as error:

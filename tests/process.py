@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from house import REGISTRAR, SERVERS
+import pyotp
+from house import ID, REGISTRAR, SECRETS, SERVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +74,31 @@ class Process:
         with self.connect() as sock, context.wrap_socket(sock, server_hostname=host) as tls:
             tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             return int(tls.recv(4096).split()[1])
+
+    def tries(self, status: int, host: str) -> bool:
+        """Whether GET / for HOST has that STATUS; False while it is not answered at all."""
+        with contextlib.suppress(OSError):
+            return self.answer(host) == status
+        return False
+
+    def pair(self, id: str = ID, label: str = "home") -> tuple[socket.socket, socket.socket]:
+        """(responder, visitor) that have met: the credential is in the database."""
+        code = pyotp.TOTP(SECRETS[id]).generate_otp(int(time.time()) // 30)
+        context = ssl.create_default_context(cafile=str(self.folder / "registrar.crt"))
+        answers = []
+        authorization = f'Authorization: TOTP username="{id}", response="{code}"\r\n'
+        for line, host in ((f"PUT /register/{label}", REGISTRAR), ("GET /", f"{label}.{SERVERS}")):
+            with self.connect() as sock, context.wrap_socket(sock, server_hostname=host) as tls:
+                tls.sendall(f"{line} HTTP/1.1\r\nHost: {host}\r\n{authorization}\r\n".encode())
+                answers.append(b"".join(iter(lambda: tls.recv(4096), b"")).decode())
+            if len(answers) == 1:
+                responder = socket.create_connection(("127.0.0.1", int(answers[0].rpartition(":")[2])), 20)
+                self.until(lambda: " waits " in self.log)
+        q = int(answers[1].partition(f"https://{host}:")[2].partition("/")[0])
+        visitor = socket.create_connection(("127.0.0.1", q), 20)
+        visitor.sendall(b"x")
+        assert responder.recv(1) == b"x"
+        return responder, visitor
 
     def until(self, happened: Callable[[], object], seconds: float = 30) -> None:
         """Ask until it has HAPPENED; give up after SECONDS."""
