@@ -13,7 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from taaslib import __version__
         from taaslib.config import ConfigError, load
-        from taaslib.service import CannotStart, Service, check, hold_signals
+        from taaslib.service import Service
+        from taaslib.startup import CannotStart, check
+        from taaslib.supervisor import hold_signals
     except ModuleNotFoundError as error:
         if error.name != "pyotp":
             raise

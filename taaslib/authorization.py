@@ -3,8 +3,6 @@
 Knows neither who exists nor which codes were used before.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

@@ -4,8 +4,6 @@ Knows neither sockets nor whether the files that it names exist: make_cert.py an
 before they do.
 """
 
-from __future__ import annotations
-
 import configparser
 import dataclasses
 import ipaddress

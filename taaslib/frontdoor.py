@@ -118,6 +118,16 @@ class FrontDoor:
         if not neighbours:
             self._of_address.pop(network, None)
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._exchanges)
+
+    def drain(self) -> None:
+        """Let answers that are on their way arrive; close all others."""
+        for exchange in list(self._exchanges):
+            if exchange.state not in (State.ANSWERING, State.LINGERING):
+                exchange.close()
+
     def close(self) -> None:
         for exchange in list(self._exchanges):
             exchange.close()

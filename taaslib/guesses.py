@@ -8,11 +8,11 @@ judged by a counter of its own, and by nothing else.  Memory is bounded: when a 
 share one counter, and what is counted is dropped only when there is nothing left to forgive.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+
+from taaslib.limits import Limits
 
 MINUTE = 60.0
 LONGEST = 300.0  # seconds of delay; and of quiet after one, until the next begins at a second again
@@ -42,8 +42,8 @@ class _Count:
 
 
 class _Table:
-    def __init__(self, free: int, most: int) -> None:
-        self._free, self._most = free, most
+    def __init__(self, limits: Limits, free: str) -> None:
+        self._limits, self._free = limits, free
         self._counts: dict[Hashable, _Count] = {}
         self._shared = _Count()
         self._swept = -math.inf
@@ -59,24 +59,23 @@ class _Table:
         count = self._counts.get(key)
         if count is None:
             count = self._shared if self._is_full(now) else self._counts.setdefault(key, _Count())
-        count.fail(self._free, now)
+        count.fail(getattr(self._limits, self._free), now)
 
     def _is_full(self, now: float) -> bool:
         """Whether newcomers share one counter; they go on while it delays them, or waiting would forgive."""
-        if len(self._counts) >= self._most and now >= self._swept + MINUTE:
+        if len(self._counts) >= self._limits.failures_remembered and now >= self._swept + MINUTE:
             self._swept = now
             self._counts = {key: count for key, count in self._counts.items() if not count.spent(now)}
-        return len(self._counts) >= self._most or now < self._shared.until
+        return len(self._counts) >= self._limits.failures_remembered or now < self._shared.until
 
 
 class Guesses:
-    """PER_ADDRESS and PER_ID wrong codes a minute cost nothing; MOST of either are told apart."""
-
-    def __init__(self, per_address: int, per_id: int, most: int) -> None:
-        self._addresses, self._ids = _Table(per_address, most), _Table(per_id, most)
-        self._pairs = _Table(per_address, most)  # those who are proven
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._addresses = _Table(limits, "failures_per_address")
+        self._ids = _Table(limits, "failures_per_id")
+        self._pairs = _Table(limits, "failures_per_address")  # those who are proven
         self._proven: dict[tuple[str, str], float] = {}  # (ID, address) -> its last right code, oldest first
-        self._most = most
 
     def wait(self, id: str, address: str, now: float) -> float:
         """For how many seconds no code of ID from ADDRESS is looked at; 0.0: it is."""
@@ -94,11 +93,11 @@ class Guesses:
     def proved(self, id: str, address: str, now: float) -> None:
         """A right code came.  When too many are proven already, this one is judged like a stranger."""
         self._proven.pop((id, address), None)
-        if len(self._proven) >= self._most:
+        if len(self._proven) >= self._limits.failures_remembered:
             oldest = next(iter(self._proven))
             if not self._is_proven(*oldest, now):
                 del self._proven[oldest]
-        if len(self._proven) < self._most:
+        if len(self._proven) < self._limits.failures_remembered:
             self._proven[id, address] = now
 
     def _is_proven(self, id: str, address: str, now: float) -> bool:

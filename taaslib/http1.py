@@ -4,8 +4,6 @@ Knows nothing of sockets, labels or TOTP, and imports nothing of ours.  The head
 announced body, chunked or counted, is for the caller to drop.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

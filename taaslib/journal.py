@@ -4,8 +4,6 @@ Its vocabulary is outcomes.py.  It is given labels, IDs, addresses and counts; s
 redirected request contained are never handed to it.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import logging
@@ -25,7 +23,7 @@ _LONGEST = 4096  # characters of one value
 
 _O = Outcome
 _AT = {  # info, where nothing else is said
-    logging.ERROR: {_O.STORE_BROKEN, _O.FAULT, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS},
+    logging.ERROR: {_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS},
     logging.WARNING: {
         _O.STORE_BUSY,
         _O.WARNING,
@@ -47,22 +45,22 @@ class Journal:
     Of each event LINES_PER_MINUTE are written; how many more there were is told when the minute is over.
     """
 
-    def __init__(
-        self,
-        file: Path | None = None,
-        format: str = "text",
-        level: str = "info",
-        lines_per_minute: int = 600,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._most, self._clock = lines_per_minute, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._minute_ends = 0.0
         self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
-        self._as_json = format == "json"
-        self._level: int = getattr(logging, level.upper())
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        self.configure(None)
+
+    def configure(self, file: Path | None, form: str = "text", level: str = "info", most: int = 600) -> None:
+        """Go on like this; or, if FILE can't be opened, as before.  Raises OSError."""
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
         if file:
-            self._handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+        self._handler.close()
+        self._handler, self._most = handler, most
+        self._as_json = form == "json"
+        self._level: int = getattr(logging, level.upper())
 
     def note(self, outcome: Outcome, **facts: object) -> None:
         """Write one line; facts that are None are left out."""

@@ -5,8 +5,6 @@ belongs to a label for good (sticky: browsers keep its number), is open while th
 minutes longer, and takes any number of connections.  Knows nothing of HTTP or of what the connections do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import socket
@@ -74,7 +72,6 @@ class Leases:
     claim: str
 
     def __post_init__(self) -> None:
-        self._range = {port: None for each in self.ports for port in each}
         self._random = random.SystemRandom()
         self._ps: dict[int, _P] = {}
         self._awaited_of_id: Counter[str] = Counter()
@@ -260,12 +257,13 @@ class Leases:
     def _candidates(self, first: int | None = None) -> Iterator[int]:
         """Ports to try, best first: FIRST, random ones that nobody had, others' old q's, oldest first."""
         used = {*self._ps, *(lease.port for lease in self._qs.values()), *self._fixed}
-        if first in self._range and first not in used:
+        every = [port for each in self.ports for port in each]
+        if first in every and first not in used:
             yield first
-        every = list(self._range)
         start = self._random.randrange(len(every))
         in_turn = every[start:] + every[:start]
         for port in self._random.choices(every, k=_RANDOM_TRIES) + in_turn:
             if port not in used and port not in self._sticky:
                 yield port
-        yield from (port for port in list(self._sticky) if port in self._range and port not in used)
+        mine = set(every)
+        yield from (port for port in list(self._sticky) if port in mine and port not in used)

@@ -1,14 +1,12 @@
-"""How much of everything: one frozen dataclass, whose fields are the keys of taas.ini's [limits], and a tally
+"""How much of everything: one dataclass, whose fields are the keys of taas.ini's [limits], and a tally
 of who has how many.
 
 Knows nothing of who obeys.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 KIB = 1024
@@ -22,11 +20,11 @@ def _limit(unit: str) -> Callable[..., Any]:
 _time, _size, _count = _limit("time"), _limit("size"), _limit("count")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Limits:
     """Everything countable (int), timed (float, seconds) or sized (int, octets) that the service obeys.
 
-    The numbers are docs/protocol.md's unless a comment says otherwise.
+    The numbers are docs/protocol.md's unless a comment says otherwise.  All who obey share one instance.
     """
 
     head: int = _size(16 * KIB, most=MIB)
@@ -50,6 +48,7 @@ class Limits:
     visits_per_address: int = _count(1000)
     unpaired_per_address: int = _count(100)
     pairs_per_id: int = _count(2000)
+    drain: float = _time(30.0, zero=True)
     refill: float = _time(30.0)
     q_linger: float = _time(600.0)
     retry_after: float = _time(5.0)
@@ -63,6 +62,10 @@ class Limits:
     failures_per_id: int = _count(10)
     failures_remembered: int = _count(10_000)
     pairings: int = _count(100)
+
+    def become(self, other: "Limits") -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
 
 Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an address, a label, an ID, or ""

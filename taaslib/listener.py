@@ -4,8 +4,6 @@ Does not know what the connections are for.  While no descriptors are left but t
 are closed; where the kernel has none, or no memory, it pauses and tries again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

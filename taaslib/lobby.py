@@ -21,7 +21,7 @@ from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.relay import Relay
-from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
+from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
@@ -109,19 +109,12 @@ class Lobby:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        of_id, of_label, parked = (
-            limits.responders_per_id,
-            limits.responders_per_label,
-            limits.parked_per_label,
-        )
-        self._rooms: Rendezvous[Leg] = Rendezvous(Seats(of_id, of_label, parked, limits.refill))
+        self._rooms: Rendezvous[Leg] = Rendezvous(limits)
         self.tally = Tally(limits)
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
-        shortest = min(limits.dead_after, limits.idle or limits.dead_after)
-        self._check_seconds = max(1.0, min(_CHECK_SECONDS, shortest / 4))
-        self.loop.call_later(self._check_seconds, self._check_live)
+        self._check_live()
 
     # Who comes
 
@@ -267,10 +260,14 @@ class Lobby:
             if responder.right and not carries(responder.right):
                 relay.close(Outcome.REVOKED)
 
-    def close(self) -> None:
-        """The service ends: everyone goes."""
+    def drain(self) -> None:
+        """The service is about to end: all go who are not paired."""
         for leg in [*self._arriving, *self._rooms.everyone()]:
             self.leave(leg, Outcome.SHUTDOWN)
+
+    def close(self) -> None:
+        """The service ends: everyone goes."""
+        self.drain()
         for relay in list(self._live):
             relay.close(Outcome.SHUTDOWN)
 
@@ -301,9 +298,11 @@ class Lobby:
         return list(self._live)
 
     def _check_live(self) -> None:
-        self.loop.call_later(self._check_seconds, self._check_live)
+        limits = self.limits
+        shortest = min(limits.dead_after, limits.idle or limits.dead_after)
+        self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
-            relay.check(self.limits.dead_after, self.limits.idle)
+            relay.check(limits.dead_after, limits.idle)
 
 
 def _cancel(leg: Leg) -> None:

@@ -3,8 +3,6 @@
 Knows nothing of requests, sockets or which labels exist.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from dataclasses import dataclass

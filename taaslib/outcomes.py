@@ -3,8 +3,6 @@
 One vocabulary for log, metrics, tests and docs/operations.md.  Knows nothing of how they come about.
 """
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 
@@ -17,12 +15,14 @@ class Outcome(enum.Enum):
 
     # The service
     STARTED = "started"  # it listens
+    DRAINING = "draining"  # nobody new is taken, and live pairs may end by themselves
     STOPPED = "stopped"  # it ended in order
-    FOLLOWED = "followed"  # a change in the database, or a renewed certificate, was taken over
+    FOLLOWED = "followed"  # a change in the database, in taas.ini or of a certificate was taken over
     STORE_BROKEN = "store-broken"  # the database can't be read; 503 until it can
     OUT_OF_DESCRIPTORS = "out-of-descriptors"  # or memory: new connections are closed, or wait for a second
     PORT_FAILED = "port-failed"  # a port could not be listened on
     FAULT = "fault"  # our own bug: one connection was closed, the others go on
+    STALLED = "stalled"  # the loop has been in one turn for so long; `traceback` says where
     WARNING = "warning"  # something the operator should mend
     SUPPRESSED = "suppressed"  # the event `what` had so many more lines in a minute than may be written
 

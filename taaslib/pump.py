@@ -27,8 +27,6 @@ What splice(2) does not say, and each costs something:
 - A pipe that is not empty goes to nobody else: it is closed, or one client's octets reach another.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -106,10 +104,14 @@ class Pools:
     """Rings and pipes that nobody uses just now; one instance serves all pumps."""
 
     def __init__(self, pump: str = "auto", keep: int = 64) -> None:
-        self.splices = can_splice if pump == "auto" else pump == "splice"
+        self.follow(pump)
         self._keep = keep  # how many of each kind lie idle at most
         self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
         self._pipes: list[tuple[int, int]] = []
+
+    def follow(self, pump: str) -> None:
+        """Pumps to come are of this kind: auto, splice or ring."""
+        self.splices = can_splice if pump == "auto" else pump == "splice"
 
     def pump(self, source: socket.socket, sink: socket.socket) -> Pump:
         return SplicePump(source, sink, self) if self.splices else RingPump(source, sink, self)

@@ -4,12 +4,11 @@ Knows neither sockets nor the registrar.  It sees the head of the request, cooki
 shows and logs nothing of it: target and Host go back to the one who sent them, in Location alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from taaslib.http1 import Request, Response, retry_after, text
+from taaslib.limits import Limits
 from taaslib.names import Peer, host_port
 from taaslib.outcomes import Answer, Outcome
 from taaslib.store import StoreError
@@ -41,7 +40,7 @@ class Redirector:
     advertise: Callable[[Peer], str]  # the service's address as a peer sees it
     servers: str
     location: str
-    retry_after: float
+    limits: Limits
 
     def answer(self, request: Request, label: str, peer: Peer, own_host: str | None) -> Answer:
         """The visitor asked for LABEL, or for its OWN_HOST, which Location then carries."""
@@ -71,7 +70,11 @@ class Redirector:
     def _offline(self, request: Request, label: str, outcome: Outcome, cause: str | None = None) -> Answer:
         # The client of 2014 reads Location before the status and crashes without one.
         asked_for = f"https://{request.authority}{request.target}"
-        fields = (retry_after(self.retry_after), ("Location", asked_for), ("Cache-Control", "no-store"))
+        fields = (
+            retry_after(self.limits.retry_after),
+            ("Location", asked_for),
+            ("Cache-Control", "no-store"),
+        )
         if "text/html" in request.fields.get("accept", "").lower():
             response = Response(503, _OFFLINE_PAGE.encode(), "text/html; charset=utf-8", fields)
         else:

@@ -5,8 +5,6 @@ Knows neither sockets nor the redirector.  Checked in this order, so that nobody
 have earned: Authorization present, path, method, parameters, too many wrong codes, code, grant, capacity.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -44,9 +42,7 @@ class Registrar:
     limits: Limits
 
     def __post_init__(self) -> None:
-        limits = self.limits
-        remembered = limits.failures_remembered
-        self._guesses = Guesses(limits.failures_per_address, limits.failures_per_id, remembered)
+        self._guesses = Guesses(self.limits)
         self._clock_sought = -math.inf  # when a wrong code was last looked for at other times
         self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
 
@@ -195,13 +191,5 @@ def _refused_code(outcome: Outcome, label: str, id: str, cause: str | None = Non
     return _no(outcome, 401, message, _CHALLENGE, label=label, id=id_or_none, cause=cause)
 
 
-def _no(
-    outcome: Outcome,
-    status: int,
-    message: str,
-    *fields: tuple[str, str],
-    label: str | None = None,
-    id: str | None = None,
-    cause: str | None = None,
-) -> Answer:
-    return Answer(outcome, text(status, message, *fields), label, id, cause=cause)
+def _no(outcome: Outcome, status: int, message: str, *fields: tuple[str, str], **facts: str | None) -> Answer:
+    return Answer(outcome, text(status, message, *fields), **facts)  # type: ignore[arg-type]

@@ -3,8 +3,6 @@
 Knows nothing of TAAS.  Options that a system lacks are left out: each of them only makes us notice sooner.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket

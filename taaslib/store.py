@@ -7,8 +7,6 @@ beside it belong to it.  A commit of another process shows in PRAGMA data_versio
 of ours only in its inode.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import os
@@ -38,7 +36,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created INTEGER NOT NULL)""",
         """CREATE TABLE labels (
             label TEXT PRIMARY KEY NOT NULL,
-            fixed_port INTEGER UNIQUE CHECK (fixed_port BETWEEN 1 AND 65535))""",
+            fixed_port INTEGER UNIQUE CHECK (fixed_port BETWEEN 1 AND 65535),
+            mode TEXT NOT NULL DEFAULT 'redirect' CHECK (mode IN ('redirect', 'passthrough', 'both')))""",
         """CREATE TABLE grants (
             id TEXT NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
             label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE,
@@ -54,19 +53,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             label TEXT PRIMARY KEY NOT NULL,
             port INTEGER NOT NULL UNIQUE CHECK (port BETWEEN 1 AND 65535),
             used INTEGER NOT NULL)""",
-    ),
-    (
-        """ALTER TABLE labels ADD COLUMN mode TEXT NOT NULL DEFAULT 'redirect'
-            CHECK (mode IN ('redirect', 'passthrough', 'both'))""",
-    ),
-    # The primary key gives a host to one label alone.
-    (
+        # The primary key gives a host to one label alone.
         """CREATE TABLE hosts (
             host TEXT PRIMARY KEY NOT NULL,
             label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE) WITHOUT ROWID""",
-    ),
-    # Rights whose live pairs go on when they are gone.  No reference: the credential may be gone too.
-    (
+        # Rights whose live pairs go on when they are gone.  No reference: the credential may be gone too.
         """CREATE TABLE spared (
             id TEXT NOT NULL, label TEXT NOT NULL, generation INTEGER NOT NULL,
             PRIMARY KEY (id, label, generation)) WITHOUT ROWID""",

@@ -10,8 +10,6 @@ through TLS.  A client that goes on sending would make OpenSSL fail for good, an
 bytes turns the answer on its way into a reset (RFC 9112 9.6).
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from house import ID, OTHER_ID, REGISTRAR, SECRETS, House, Wire
+from house import ID, OTHER_ID, REGISTRAR, House, Wire
 from process import Process
 
 from taaslib.journal import Journal
 from taaslib.limits import Limits, Tally
 from taaslib.outcomes import Outcome
-from taaslib.store import Credential, Store
+from taaslib.store import Store
 
 
 def full(house: House, cause: str) -> bool:
@@ -172,7 +172,8 @@ def test_an_id_with_too_many_live_pairs_is_429_at_the_put(build: Callable[..., H
 
 def test_strangers_can_not_fill_the_disk(tmp_path: Path) -> None:
     now = [0.0]
-    journal = Journal(tmp_path / "log", "json", "info", 10, lambda: now[0])
+    journal = Journal(lambda: now[0])
+    journal.configure(tmp_path / "log", "json", "info", 10)
     with contextlib.closing(journal):
         for _ in range(1000):
             journal.note(Outcome.STRANGER, peer="192.0.2.1:1")
@@ -229,8 +230,7 @@ def test_new_ones_are_refused_before_the_last_descriptors_and_live_pairs_go_on(
 ) -> None:
     running = process()
     running.prefix = ["prlimit", "--nofile=150"]
-    with contextlib.closing(Store(running.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
-        store.add(Credential(ID, SECRETS[ID]), ["home"], None, 0)
+    running.add_credential()
     running.start()
     with contextlib.ExitStack() as stack:
         responder, visitor = (stack.enter_context(sock) for sock in running.pair())

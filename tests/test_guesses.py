@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taaslib.guesses import LONGEST, MINUTE, PROOF, Guesses
+from taaslib.limits import Limits
 
 
 def guesses(per_address: int = 100, per_id: int = 10, most: int = 1000) -> Guesses:
-    return Guesses(per_address, per_id, most)
+    return Guesses(Limits(failures_per_address=per_address, failures_per_id=per_id, failures_remembered=most))
 
 
 def test_ten_wrong_codes_for_an_id_cost_nothing_and_the_next_one_does() -> None:

@@ -27,6 +27,7 @@ Files = dict[str, bytes]
 def main() -> int:
     code = read(*SCRIPTS) | {f"taaslib/{p.name}": p.read_bytes() for p in (TOP / "taaslib").glob("*.py")}
     papers = read(*(name for name in PAPERS if (TOP / name).exists()))
+    papers |= {f"contrib/{path.name}": path.read_bytes() for path in (TOP / "contrib").iterdir()}
     papers |= {f"docs/{path.name}": path.read_bytes() for path in (TOP / "docs").glob("*.md")}
     libraries = pinned_libraries()
     date = source_date()
