@@ -366,13 +366,9 @@ class Exchange(Handler):
     def _update_interest(self) -> None:
         if self.state is State.CLOSED:
             return
-        self._door.loop.watch(
-            self._sock.fileno(),
-            self,
-            read=self.state is not State.ANSWERING,
-            write=self.state is State.ANSWERING or self._stream.backlog,
-            patient=True,
-        )
+        answering = self.state is State.ANSWERING
+        write, fd = answering or self._stream.backlog, self._sock.fileno()
+        self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
 
 
 def _host_of(request: Request) -> str:

@@ -23,18 +23,10 @@ _LONGEST = 4096  # characters of one value
 
 _O = Outcome
 _AT = {  # info, where nothing else is said
-    logging.ERROR: {_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS},
-    logging.WARNING: {
-        _O.STORE_BUSY,
-        _O.WARNING,
-        _O.SUPPRESSED,
-        _O.WRONG_CODE,
-        _O.SLOWED,
-        _O.CODE_USED,
-        _O.CODE_OVERUSED,
-    }
-    | {_O.STRANGER, _O.FULL},
-    logging.DEBUG: {_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP},
+    logging.ERROR: (_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS),
+    logging.WARNING: (_O.STORE_BUSY, _O.WARNING, _O.SUPPRESSED, _O.WRONG_CODE, _O.SLOWED, _O.CODE_USED)
+    + (_O.CODE_OVERUSED, _O.STRANGER, _O.FULL),
+    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP),
 }
 LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
 

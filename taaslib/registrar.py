@@ -57,17 +57,12 @@ class Registrar:
     def _answer(self, request: Request, peer: Peer) -> Answer:
         value = request.fields.get("authorization")
         if value is None or not authorization.is_totp(value):
-            return _no(
-                Outcome.NO_CREDENTIALS,
-                401,
-                'Authorization: TOTP username="ID", response="CODE" is needed here.',
-                _CHALLENGE,
-            )
+            message = 'Authorization: TOTP username="ID", response="CODE" is needed here.'
+            return _no(Outcome.NO_CREDENTIALS, 401, message, _CHALLENGE)
         route = _ROUTE.fullmatch(request.path)
         if not route:
-            return _no(
-                Outcome.NOT_FOUND, 404, "Nothing is here: the path is /register/LABEL or /pairings/LABEL."
-            )
+            message = "Nothing is here: the path is /register/LABEL or /pairings/LABEL."
+            return _no(Outcome.NOT_FOUND, 404, message)
         what = route[1]
         try:
             label = names.label(route[2])

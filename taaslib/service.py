@@ -66,37 +66,18 @@ class Service:
             self.store = startup.open_store(config)
             self._build(config, contexts, wall_clock)
 
-    def _build(
-        self, config: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]
-    ) -> None:
-        limits, loop, journal = config.limits, self.loop, self.journal
-        self._pools = Pools(config.pump)
-        self.lobby = Lobby(
+    def _build(self, c: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]) -> None:
+        limits, loop, journal, store, told = c.limits, self.loop, self.journal, self.store, self._advertise
+        self._pools = Pools(c.pump)
+        lobby = self.lobby = Lobby(
             loop, self._pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
         )
-        self.leases = Leases(
-            loop,
-            self.store,
-            self.lobby,
-            journal,
-            wall_clock,
-            self._on_exhausted,
-            limits,
-            config.address,
-            config.ports,
-            config.claim,
+        leases = self.leases = Leases(
+            loop, store, lobby, journal, wall_clock, self._on_exhausted, limits, c.address, c.ports, c.claim
         )
-        self.registrar = Registrar(
-            self.store, self.leases, self.lobby, loop.clock, wall_clock, self._advertise, config.claim, limits
-        )
+        self.registrar = Registrar(store, leases, lobby, loop.clock, wall_clock, told, c.claim, limits)
         self.redirector = Redirector(
-            self.store.mode,
-            self.lobby.served,
-            self.leases.port_q,
-            self._advertise,
-            config.servers,
-            config.location,
-            limits,
+            store.mode, lobby.served, leases.port_q, told, c.servers, c.location, limits
         )
         self.door = FrontDoor(
             loop,
@@ -107,11 +88,11 @@ class Service:
             self.redirector.answer,
             self._label_of_host,
             self._passage,
-            self.lobby.welcome_initiator,
-            self.leases.welcome,
-            self.leases.release,
+            lobby.welcome_initiator,
+            leases.welcome,
+            leases.release,
             lambda: self.port,
-            (config.registrar, config.servers),
+            (c.registrar, c.servers),
             limits,
         )
         self._note_start()
