@@ -18,7 +18,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 DIST = TOP / "dist"
 SCRIPTS = ("taas.py", "taas_admin.py", "taas_agent.py", "make_cert.py")
-PAPERS = ("taas.ini.example", "README.md", "CHANGELOG.md", "LICENSE")
+PAPERS = ("taas.ini.example", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE")
 EPOCH_OF_ZIP = 315532800  # 1980-01-01: a zip entry can't be older
 
 Files = dict[str, bytes]
