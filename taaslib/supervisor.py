@@ -99,5 +99,5 @@ class StallWatch(threading.Thread):
             if since is None or since == noted or self._loop.clock() - since < self._seconds:
                 continue
             noted = since
-            stack = "".join(traceback.format_stack(sys._current_frames()[self._watched]))
+            stack = "".join(traceback.format_stack(sys._current_frames()[self._watched])[-8:])
             self._journal.note(Outcome.STALLED, seconds=self._seconds, traceback=stack)
