@@ -38,6 +38,7 @@ class Limits:
     unclaimed: float = _time(30.0)
     unclaimed_per_id: int = _count(100)
     responders_per_id: int = _count(20)
+    responders: int = _count(20_000)
     responders_per_label: int = _count(200)
     early_bytes: int = _size(16 * KIB, most=MIB)
     first_bytes: float = _time(1.0)

@@ -128,6 +128,8 @@ class Lobby:
             return
         leg = Leg(self, sock, peer, right.label, right)
         leg.early += early
+        leg.seats = (("responders", ""),)
+        self.tally.take(*leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
@@ -198,7 +200,7 @@ class Lobby:
             _cancel(leg)
             self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
-        self.tally.give_back(initiator.seats[-1])
+        self.tally.give_back(initiator.seats[-1], *responder.seats)
         initiator.seats = initiator.seats[:-1]
         responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
         self.tally.take(*responder.seats)

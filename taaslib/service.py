@@ -149,6 +149,8 @@ class Service:
 
     def reload(self) -> None:
         """Follow taas.ini and the certificates; where they are no good, stay as we are and say why."""
+        if self._draining:
+            return
         self.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = load(self.config.path)

@@ -167,6 +167,20 @@ def test_an_id_with_too_many_live_pairs_is_429_at_the_put(build: Callable[..., H
     assert house.put().status == 200
 
 
+def test_waiting_hidden_servers_are_bounded_in_all_labels_together(build: Callable[..., House]) -> None:
+    house = build(limits={"responders": 2})
+    first = house.responder()
+    waiting = house.responder("cam", OTHER_ID)
+    assert house.put().status == house.put("cam", OTHER_ID).status == 429
+    waiting.finish()
+    house.until(lambda: house.waiting("cam") == 0)
+    house.responder("cam", OTHER_ID)
+    assert house.put().status == 429
+    house.wire(house.q()).send(b"x")
+    house.until(lambda: first.received == b"x")  # one who is paired waits no longer
+    assert house.put().status == 200
+
+
 # Log lines
 
 

@@ -72,6 +72,7 @@ def test_what_the_protocol_counts_and_times_is_the_default() -> None:
         reuse=1000,
         unclaimed=30,
         unclaimed_per_id=100,
+        responders=20_000,
         responders_per_id=20,
         responders_per_label=200,
         early_bytes=16384,

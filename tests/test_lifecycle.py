@@ -66,6 +66,14 @@ def test_an_answer_that_is_on_its_way_still_arrives(house: House) -> None:
     house.until(lambda: not house.service.door.busy)
 
 
+def test_a_reload_in_a_drain_does_nothing(house: House) -> None:
+    house.pair()
+    house.service.drain()
+    before = house.log
+    house.service.reload()
+    assert house.log == before
+
+
 def test_a_drain_ends_after_its_time(build: Callable[..., House]) -> None:
     house = build(limits={"drain": 7.0})
     pair = house.pair()
