@@ -243,15 +243,10 @@ class Lobby:
         responder, initiator = self._live.pop(relay)
         self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
-        self.journal.note(
-            outcome,
-            label=responder.label,
-            responder=responder.peer,
-            initiator=initiator.peer,
-            seconds=round(self.loop.clock() - relay.started, 3),
-            to_initiator=relay.to_initiator,
-            to_responder=relay.to_responder,
-        )
+        facts = {"label": responder.label, "responder": responder.peer, "initiator": initiator.peer}
+        octets = {"to_initiator": relay.to_initiator, "to_responder": relay.to_responder}
+        seconds = round(self.loop.clock() - relay.started, 3)
+        self.journal.note(outcome, **facts, seconds=seconds, **octets)
 
     def revoke(self, holds: Callable[[Right], bool], carries: Callable[[Right], bool]) -> None:
         """End responders that wait on a right that no longer HOLDS, and pairs on one that CARRIES none."""

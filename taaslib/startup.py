@@ -54,16 +54,13 @@ def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
     return contexts
 
 
-def certificate_files(config: Config) -> list[tuple[int, int, int] | None]:
-    """What tells a renewed file from the one before: of each file of TLS, looked at by path."""
-    seen: list[tuple[int, int, int] | None] = []
-    for file in (config.certificate, config.key, *(file for pair in config.tls.values() for file in pair)):
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            seen.append((status.st_mtime_ns, status.st_ino, status.st_size))
-            continue
-        seen.append(None)
-    return seen
+def certificate_files(config: Config) -> list[tuple[int, int, int]]:
+    """What tells a renewed file from the one before, looked at by path; nothing while one is missing."""
+    files = [config.certificate, config.key, *(file for pair in config.tls.values() for file in pair)]
+    try:
+        return [(s.st_mtime_ns, s.st_ino, s.st_size) for s in map(Path.stat, files)]
+    except OSError:
+        return []
 
 
 def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> ssl.SSLContext:
