@@ -112,7 +112,7 @@ def _plan(ini: Path | None) -> Plan:
     try:
         owner = owner_of_files(c.user)
     except LookupError as error:
-        raise config.ConfigError(f"{ini}: [taas] user: {error}") from None
+        raise config.ConfigError(ini, "[taas] user", error) from None
     return Plan(c.certificate, c.key, c.public, names, owner)
 
 

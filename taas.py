@@ -13,7 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from taaslib import __version__
         from taaslib.config import ConfigError, load
-        from taaslib.service import CannotStart, Service, check, hold_signals
+        from taaslib.service import Service
+        from taaslib.startup import CannotStart, check
+        from taaslib.supervisor import hold_signals
     except ModuleNotFoundError as error:
         if error.name != "pyotp":
             raise
@@ -35,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         hold_signals(True)  # one that comes while we start is served as soon as we have
         service = Service(config)
-    except (ConfigError, CannotStart) as error:
+    except ConfigError as error:
         print(f"taas: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 1 if isinstance(error, CannotStart) else 2
     service.run()
     return 0
 

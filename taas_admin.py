@@ -59,7 +59,7 @@ def _owner(settings: config.Config) -> Owner | None:
     try:
         return owner_of_files(settings.user)
     except LookupError as error:
-        raise config.ConfigError(f"{settings.path}: [taas] user: {error}") from None
+        raise config.ConfigError(settings.path, "[taas] user", error) from None
 
 
 def _fail(error: Exception, code: int) -> int:
@@ -128,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     rotate = command("rotate", Admin.rotate, "give a credential a new secret and write its file anew")
     writes_file(rotate)
+    rotate.add_argument(
+        "--end-live", dest="keep_live", action="store_false", help="end live pairs too; by default they go on"
+    )
     for sub in (
         rotate,
         command("remove", Admin.remove, "forget a credential"),
@@ -135,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         command("enable", Admin.enable, "accept a disabled credential again"),
     ):
         sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
+    for name in ("revoke", "remove", "disable"):
+        commands.choices[name].add_argument(
+            "--keep-live", action="store_true", help="let live pairs go on; by default they are ended"
+        )
     return parser
 
 
@@ -230,7 +237,7 @@ class Admin:
                     store.revoke_host(wanted.what, host)
                 return self._hosts_of(store, wanted.what)
             id = self._entry(store, wanted.what).credential.id
-            store.revoke(id, wanted.labels)
+            store.revoke(id, wanted.labels, wanted.keep_live)
             document = self._document(store, self._entry(store, id))
         return document, f"Revoked; it keeps: {_words(document)}."
 
@@ -256,7 +263,7 @@ class Admin:
     def remove(self, wanted: argparse.Namespace) -> Answer:
         with self._store() as store:
             id = self._entry(store, wanted.what).credential.id
-            store.remove(id)
+            store.remove(id, wanted.keep_live)
         return {"id": id, "removed": True}, f"Removed ID {id}."
 
     def rotate(self, wanted: argparse.Namespace) -> Answer:
@@ -272,20 +279,20 @@ class Admin:
             shared = len(store.find(entry.labels[0])) > 1
             file = other if shared or (plain.exists() and not wanted.force) else plain
             with _written(file, content, wanted.force):
-                store.rotate(new.id, new.secret)
+                store.rotate(new.id, new.secret, wanted.keep_live)
             document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"New secret for {_words(document)}.\n{self._next_steps(file, entry.labels[0])}"
 
     def disable(self, wanted: argparse.Namespace) -> Answer:
-        return self._set_enabled(wanted.what, False)
+        return self._set_enabled(wanted.what, False, wanted.keep_live)
 
     def enable(self, wanted: argparse.Namespace) -> Answer:
         return self._set_enabled(wanted.what, True)
 
-    def _set_enabled(self, what: str, enabled: bool) -> Answer:
+    def _set_enabled(self, what: str, enabled: bool, keep_live: bool = False) -> Answer:
         with self._store() as store:
             id = self._entry(store, what).credential.id
-            store.set_enabled(id, enabled)
+            store.set_enabled(id, enabled, keep_live)
             document = self._document(store, self._entry(store, id))
         return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
 
@@ -330,8 +337,11 @@ class Admin:
             "period": c.period,
             "algorithm": c.algorithm,
             "enabled": c.enabled,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.created)),
+            "created": _moment(entry.created),
         }
+        if clock := store.clock(c.id):
+            ahead, seen = clock
+            document["clock"] = {"ahead_seconds": ahead, "seen": _moment(seen)}
         return document | {"secret": c.secret, "uri": uri} if uri else document
 
     def _uri(self, entry: Entry) -> str:
@@ -455,6 +465,10 @@ def _words(document: dict[str, Any]) -> str:
     ]
     state = "" if document["enabled"] else "  DISABLED"
     return f"{document['id']}  {', '.join(labels) or 'no label'}{state}"
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _plain(value: Any) -> str:

@@ -235,7 +235,7 @@ def make_pair(certificate: str, key: str, host: str) -> None:
         command = ("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=hidden"
                    f" -addext subjectAltName=DNS:{host} -keyout").split()  # the key's mode is 0600
         import subprocess  # most devices never need it
-        if subprocess.run([*command, key, "-out", certificate], stdin=subprocess.DEVNULL, capture_output=True).returncode:
+        if subprocess.run([*command, key, "-out", certificate], stdin=subprocess.DEVNULL, stderr=-1).returncode:
             raise OSError("openssl could not make it")
     with open(certificate, encoding="ascii", errors="replace") as file:
         octets = ssl.PEM_cert_to_DER_cert(re.findall(PEM, file.read(), re.DOTALL)[0])
@@ -381,7 +381,7 @@ class Agent:
             data = await end.receive(SMALL)
             received += data
             answer = parse_answer(received, ended=not data)
-        self.say("clock", f"the service's is {(answer.when('date') or time.time()) - time.time():+.0f} s from this machine's")
+        self.say("clock", f"the service's is {(answer.when('date') or time.time()) - time.time():+.0f} s from ours")
         stays = answer.status == 200 and answer.headers.get("taas-stay") == "1" and not plain
         if stays and await end.receive(1):  # the service says close_notify first
             raise BadAnswer("something follows the answer")

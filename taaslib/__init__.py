@@ -9,6 +9,7 @@ Read the files in this order; it is the journey of one connection.
       clienthello     a TLS client's first octets -> the server name it asks for
       authorization   the TOTP header -> a Claim -> the time step that it proves
       proxy2          who visits, told in front of its octets
+      guesses         who sent too many wrong codes, and waits
       rendezvous      who meets whom
       limits          how much of everything
       config          the text of taas.ini -> Config
@@ -21,6 +22,7 @@ Read the files in this order; it is the journey of one connection.
       store           credentials, spent codes, sticky ports in sqlite3
       ownership       whose files they are
       journal         log lines
+      supervisor      signals, what systemd is told, where a stalled loop stands
     the house: our words joined to the plumbing
       frontdoor       one HTTPS exchange
       registrar       PUT /register/LABEL, GET /pairings/LABEL
@@ -29,6 +31,7 @@ Read the files in this order; it is the journey of one connection.
       lobby           legs wait, are paired, are relayed
       relay           a live pair
     composition
+      startup         certificates, database, log, the user to become
       service         builds it all
 
 Glossary.  *Hidden server*: behind a NAT, wants to be reached.  *Mobile client*: wants to reach it.

@@ -4,8 +4,6 @@ Knows nothing of sockets, and decides nothing: at worst it says that there is no
 in any number of segments and records; with post-quantum key shares it is longer than either.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello has no name for us

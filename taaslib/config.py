@@ -4,8 +4,6 @@ Knows neither sockets nor whether the files that it names exist: make_cert.py an
 before they do.
 """
 
-from __future__ import annotations
-
 import configparser
 import dataclasses
 import ipaddress
@@ -22,6 +20,9 @@ from taaslib.names import HOST_NAME, label_of, own_host
 class ConfigError(Exception):
     """taas.ini can't be used; the message is one line that names the file, the section and the key."""
 
+    def __init__(self, path: Path, where: str, why: object) -> None:
+        super().__init__(f"{path}: {where}: {why}" if where else f"{path}: {why}")
+
 
 @dataclass(frozen=True, slots=True)
 class Log:
@@ -30,6 +31,7 @@ class Log:
     file: Path | None = None
     format: str = "text"
     level: str = "info"
+    lines_per_minute: int = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,11 @@ class Config:
     registrar: str
     servers: str
     address: tuple[str, ...]
-    port: int
     certificate: Path
     key: Path
     database: Path
-    ports: tuple[range, ...]
+    port: int = 443
+    ports: tuple[range, ...] = (range(61000, 65536),)  # above Linux's ephemeral ports (32768-60999)
     location: str = "label"
     claim: str = "address"
     pump: str = "auto"
@@ -70,7 +72,8 @@ def load(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Notepad may write a BOM
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {_cause(error)}") from None
+        cause = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(path, "", f"can't be read: {cause}") from None
     return parse(text, path)
 
 
@@ -81,46 +84,21 @@ def parse(text: str, path: Path) -> Config:
     try:
         ini.read_string(text, source=str(path))
     except configparser.Error as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from None
-    known = {"taas": set(_TAAS), "limits": set(_LIMITS), "log": set(_LOG)}
+        raise ConfigError(path, "", " ".join(str(error).split())) from None
     for section in ini.sections():
-        keys = set(_TLS) if section.startswith("tls ") else known.get(section)
-        if keys is None:
-            raise ConfigError(
-                f"{path}: [{section}]: unknown section; known are [taas], [limits], [log], [tls HOST]"
-            )
-        for key in ini[section]:
-            if key not in keys:
-                raise ConfigError(f"{path}: [{section}] {key}: unknown key")
-
-    taas = _values(path, ini, "taas", _TAAS)
-    for key in ("public", "registrar", "servers"):
-        if key not in taas:
-            raise ConfigError(f"{path}: [taas] {key}: missing; it is required")
-    folder = path.parent
+        if section not in ("taas", "limits", "log") and not section.startswith("tls "):
+            why = "unknown section; known are [taas], [limits], [log], [tls HOST]"
+            raise ConfigError(path, f"[{section}]", why)
+    taas, log = _values(path, ini, "taas", _TAAS), _values(path, ini, "log", _LOG)
+    if taas.get("http_port") == taas.get("port", 443):
+        raise ConfigError(path, "[taas] http-port", "is the same as port")
     wildcards = tuple("0.0.0.0" if ipaddress.ip_address(a).version == 4 else "::" for a in taas["public"])
-    if taas.get("http-port") == taas.get("port", 443):
-        raise ConfigError(f"{path}: [taas] http-port: is the same as port")
-    return Config(
-        path=path,
-        public=taas["public"],
-        registrar=taas["registrar"],
-        servers=taas["servers"],
-        address=taas.get("address", wildcards),
-        port=taas.get("port", 443),
-        certificate=folder / taas.get("certificate", "registrar.crt"),
-        key=folder / taas.get("key", "registrar.key"),
-        database=folder / taas.get("database", "taas.db"),
-        ports=taas.get("ports", (range(61000, 65536),)),  # above Linux's ephemeral ports (32768-60999)
-        location=taas.get("location", "label"),
-        claim=taas.get("claim", "address"),
-        pump=taas.get("pump", "auto"),
-        user=taas.get("user", ""),
-        http_port=taas.get("http-port"),
-        tls=_tls(path, ini, taas["registrar"], taas["servers"]),
-        limits=Limits(**{k.replace("-", "_"): v for k, v in _values(path, ini, "limits", _LIMITS).items()}),
-        log=_log(folder, _values(path, ini, "log", _LOG)),
-    )
+    files = {key: path.parent / taas.get(key, default) for key, default in _FILES.items()}
+    log["file"] = path.parent / log["file"] if log.get("file") else None
+    taas = {"address": wildcards, **taas, **files}
+    limits = Limits(**_values(path, ini, "limits", _LIMITS))
+    tls = _tls(path, ini, taas["registrar"], taas["servers"])
+    return Config(path=path, tls=tls, limits=limits, log=Log(**log), **taas)
 
 
 def _tls(
@@ -131,29 +109,27 @@ def _tls(
         try:
             host = own_host(section[4:].strip(), registrar, servers)
         except ValueError as error:
-            raise ConfigError(f"{path}: [{section}]: {error}") from None
-        values = _values(path, ini, section, _TLS)
-        for key in _TLS:
-            if key not in values:
-                raise ConfigError(f"{path}: [{section}] {key}: missing; both are required")
-        pairs[host] = path.parent / values["certificate"], path.parent / values["key"]
+            raise ConfigError(path, f"[{section}]", error) from None
+        files = _values(path, ini, section, _TLS)
+        pairs[host] = path.parent / files["certificate"], path.parent / files["key"]
     return pairs
-
-
-def _log(folder: Path, values: Mapping[str, Any]) -> Log:
-    file = values.get("file")
-    return Log(folder / file if file else None, values.get("format", "text"), values.get("level", "info"))
 
 
 def _values(
     path: Path, ini: configparser.ConfigParser, section: str, readers: Mapping[str, Callable[[str], Any]]
 ) -> dict[str, Any]:
+    """The section's values by the names that they have in Python."""
     values = {}
     for key, text in ini[section].items() if ini.has_section(section) else ():
+        if key not in readers:
+            raise ConfigError(path, f"[{section}] {key}", "unknown key")
         try:
-            values[key] = readers[key](text)
+            values[key.replace("-", "_")] = readers[key](text)
         except ValueError as error:
-            raise ConfigError(f"{path}: [{section}] {key}: {error}") from None
+            raise ConfigError(path, f"[{section}] {key}", error) from None
+    for key in _REQUIRED.get(section.partition(" ")[0], ()):
+        if key not in values:
+            raise ConfigError(path, f"[{section}] {key}", "missing; it is required")
     return values
 
 
@@ -297,17 +273,12 @@ _TAAS: dict[str, Callable[[str], Any]] = {
 _LIMITS: dict[str, Callable[[str], Any]] = {
     f.name.replace("_", "-"): _limit(f.metadata) for f in dataclasses.fields(Limits)
 }
+_FILES = {"certificate": "registrar.crt", "key": "registrar.key", "database": "taas.db"}
+_REQUIRED = {"taas": ("public", "registrar", "servers"), "tls": ("certificate", "key")}
 _TLS: dict[str, Callable[[str], Any]] = {"certificate": _path, "key": _path}
 _LOG: dict[str, Callable[[str], Any]] = {
     "file": _text,
     "format": _one_of("text", "json"),
     "level": _one_of("debug", "info", "warning", "error"),
+    "lines-per-minute": _count,
 }
-
-
-def _cause(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-
-
-def _one_line(error: configparser.Error) -> str:
-    return " ".join(str(error).split())

@@ -11,16 +11,17 @@ import enum
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from taaslib import clienthello, names, sockets
 from taaslib.authorization import Right
 from taaslib.http1 import BadRequest, Request, RequestParser, text
 from taaslib.journal import Journal
 from taaslib.limits import Limits
-from taaslib.loop import Loop
-from taaslib.names import Peer, To
+from taaslib.loop import Handler, Loop
+from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
-from taaslib.stream import PlainStream, Stream, TlsFailed, TlsStream
+from taaslib.stream import PlainStream, TlsFailed, TlsStream
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
@@ -35,80 +36,64 @@ class Passage(enum.Enum):
     CLOSED = "closed"  # the hidden server's TLS, and it is not here
 
 
+@dataclass(eq=False)
 class FrontDoor:
     """Everything that the exchanges share.  `contexts`, by server name, may be exchanged at any time."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        contexts: dict[str, ssl.SSLContext],
-        journal: Journal,
-        wall_clock: Callable[[], float],
-        registrar: Callable[[Request, Peer], Answer],
-        redirector: Callable[[Request, str, Peer, str | None], Answer],
-        label_of_host: Callable[[str], str | None],
-        passage: Callable[[str | None], Passage],
-        pass_through: Callable[[socket.socket, Peer, str, bytes], None],
-        stay: Callable[[socket.socket, Peer, Right, bytes], None],
-        release: Callable[[Right], None],
-        https_port: Callable[[], int],
-        registrar_name: str,
-        servers_name: str,
-        limits: Limits,
-    ) -> None:
-        self.loop = loop
-        self.contexts = contexts
-        self.journal = journal
-        self.wall_clock = wall_clock
-        self.limits = limits
-        self._registrar = registrar
-        self._redirector = redirector
-        self._label_of_host = label_of_host
-        self._passage = passage
-        self.pass_through = pass_through
-        self.stay = stay
-        self.release = release
-        self.https_port = https_port
-        self._names = registrar_name, servers_name
-        self._exchanges: dict[Exchange, None] = {}  # oldest first
+    loop: Loop
+    contexts: dict[str, ssl.SSLContext]
+    journal: Journal
+    wall_clock: Callable[[], float]
+    registrar: Callable[[Request, Peer], Answer]
+    redirector: Callable[[Request, str, Peer, str | None], Answer]
+    label_of_host: Callable[[str], str | None]
+    passage: Callable[[str | None], Passage]
+    pass_through: Callable[[str, socket.socket, Peer, bytes], None]
+    stay: Callable[[socket.socket, Peer, Right, bytes], None]
+    release: Callable[[Right], None]
+    https_port: Callable[[], int]
+    names: tuple[str, str]  # of the registrar, and above all labels
+    limits: Limits
+    _exchanges: dict[Exchange, None] = field(default_factory=dict)  # oldest first
+    _of_address: dict[str, dict[Exchange, None]] = field(default_factory=dict)
 
-    def welcome(self, sock: socket.socket, *, plain: bool = False) -> None:
+    def welcome(self, plain: bool, sock: socket.socket, peer: Peer) -> None:
         """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
-        try:
-            peer = sockets.peer_of(sock)
-            sockets.no_delay(sock)
-        except OSError:  # it came and went
-            sock.close()
-            return
-        if len(self._exchanges) >= self.limits.exchanges:
-            # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
+        sockets.no_delay(sock)
+        network = names.network_of(peer.address)
+        neighbours = self._of_address.get(network, {})
+        # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
+        if len(neighbours) >= self.limits.exchanges_per_address:
+            next(iter(neighbours)).give_up()
+        elif len(self._exchanges) >= self.limits.exchanges:
             next(iter(self._exchanges)).give_up()
-        self._exchanges[Exchange(self, sock, peer, plain)] = None
+        exchange = Exchange(self, sock, peer, plain)
+        self._exchanges[exchange] = self._of_address.setdefault(network, {})[exchange] = None
 
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
-        registrar, servers = self._names
+        registrar, servers = self.names
         if name in ("", registrar, servers) or names.is_address(name):
             return Passage.OURS, ""
         if label := names.label_of(name, servers):
-            return self._passage(label), label
+            return self.passage(label), label
         if name.endswith("." + servers):
             return Passage.OURS, ""
-        label = self._label_of_host(name)
-        return self._passage(label), label or ""
+        label = self.label_of_host(name)
+        return self.passage(label), label or ""
 
     def answer(self, request: Request, peer: Peer, certificate: str) -> Answer:
         """The answer to a request, whose peer was shown the CERTIFICATE of that name.  Raises BadRequest."""
         host = _host_of(request)
         if (host if host in self.contexts else "") != certificate:
             return _misdirected()  # RFC 9110 7.4: the host that was asked for is outside that certificate
-        addressee = names.addressee(host, *self._names)
-        if addressee.to is To.REGISTRAR:
-            return self._registrar(request, peer)
-        if addressee.to is To.LABEL:
-            return self._redirector(request, addressee.label, peer, None)
-        if label := self._label_of_host(host):
-            return self._redirector(request, label, peer, host)
+        registrar, servers = self.names
+        if host == registrar:
+            return self.registrar(request, peer)
+        if label := names.label_of(host, servers):
+            return self.redirector(request, label, peer, None)
+        if label := self.label_of_host(host):
+            return self.redirector(request, label, peer, host)
         return _misdirected()
 
     def upgrade(self, request: Request) -> Answer:
@@ -116,9 +101,9 @@ class FrontDoor:
 
         Raises BadRequest.
         """
-        registrar, servers = self._names
+        registrar, servers = self.names
         host = _host_of(request)
-        ours = host.endswith("." + servers) or self._label_of_host(host)
+        ours = host.endswith("." + servers) or self.label_of_host(host)
         if not ours or host == registrar:
             return _misdirected()
         port = "" if self.https_port() == 443 else f":{self.https_port()}"
@@ -127,6 +112,21 @@ class FrontDoor:
 
     def left(self, exchange: Exchange) -> None:
         self._exchanges.pop(exchange, None)
+        network = names.network_of(exchange.peer.address)
+        neighbours = self._of_address.get(network, {})
+        neighbours.pop(exchange, None)
+        if not neighbours:
+            self._of_address.pop(network, None)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._exchanges)
+
+    def drain(self) -> None:
+        """Let answers that are on their way arrive; close all others."""
+        for exchange in list(self._exchanges):
+            if exchange.state not in (State.ANSWERING, State.LINGERING):
+                exchange.close()
 
     def close(self) -> None:
         for exchange in list(self._exchanges):
@@ -149,28 +149,12 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Exchange:
+class Exchange(Handler):
     """One connection to the front door."""
 
-    __slots__ = (
-        "_certificate",
-        "_deadline",
-        "_door",
-        "_dropped",
-        "_first",
-        "_hello",
-        "_parser",
-        "_peer",
-        "_plain",
-        "_sock",
-        "_stays",
-        "_stream",
-        "state",
-    )
-
     def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer, plain: bool) -> None:
-        self._door, self._sock, self._peer = door, sock, peer
-        self._stream: Stream = PlainStream(sock)
+        self._door, self._sock, self.peer = door, sock, peer
+        self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
         self._dropped = 0  # octets
         self._stays: Right | None = None  # what it will be a responder on, counted until it is one
@@ -184,7 +168,7 @@ class Exchange:
         self._update_interest()
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.state.value} {self._peer}>"
+        return f"<Exchange {self.state.value} {self.peer}>"
 
     def on_readable(self) -> None:
         try:
@@ -209,8 +193,6 @@ class Exchange:
         except OSError:
             self.on_failed()
         self._update_interest()
-
-    def on_finished(self) -> None: ...
 
     def on_failed(self) -> None:
         self._note(Outcome.GONE)
@@ -263,7 +245,7 @@ class Exchange:
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
                 self._leave()
-                self._door.pass_through(self._sock, self._peer, label, bytes(self._first))
+                self._door.pass_through(label, self._sock, self.peer, bytes(self._first))
             else:
                 self._note(Outcome.UNKNOWN_NAME, label=label or None)
                 self._stream.send(_UNRECOGNIZED_NAME)
@@ -299,7 +281,7 @@ class Exchange:
             if self._plain:
                 answer = door.upgrade(request)
             else:
-                answer = door.answer(request, self._peer, self._certificate)
+                answer = door.answer(request, self.peer, self._certificate)
         except BadRequest as error:
             answer = bad_request(error)
         self._answer(answer, bodiless=bodiless)
@@ -342,7 +324,7 @@ class Exchange:
             right = self._stays
             assert right
             self._leave()
-            self._door.stay(self._sock, self._peer, right, early)
+            self._door.stay(self._sock, self.peer, right, early)
 
     def _begin_answering(self) -> None:
         self.state = State.ANSWERING
@@ -379,18 +361,14 @@ class Exchange:
         self._deadline = self._door.loop.call_later(seconds, self._on_deadline)
 
     def _note(self, outcome: Outcome, **facts: object) -> None:
-        self._door.journal.note(outcome, peer=self._peer, **facts)
+        self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
         if self.state is State.CLOSED:
             return
-        self._door.loop.watch(
-            self._sock.fileno(),
-            self,
-            read=self.state is not State.ANSWERING,
-            write=self.state is State.ANSWERING or self._stream.backlog,
-            patient=True,
-        )
+        answering = self.state is State.ANSWERING
+        write, fd = answering or self._stream.backlog, self._sock.fileno()
+        self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
 
 
 def _host_of(request: Request) -> str:

@@ -4,8 +4,7 @@ Knows nothing of sockets, labels or TOTP, and imports nothing of ours.  The head
 announced body, chunked or counted, is for the caller to drop.
 """
 
-from __future__ import annotations
-
+import math
 import re
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -64,6 +63,11 @@ class Response:
         ]
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         return head if bodiless else head + self.body
+
+
+def retry_after(seconds: float) -> tuple[str, str]:
+    """The field that tells when to come again (RFC 9110 10.2.3)."""
+    return "Retry-After", str(math.ceil(seconds))
 
 
 def text(status: int, message: str, *fields: tuple[str, str]) -> Response:

@@ -4,80 +4,93 @@ Its vocabulary is outcomes.py.  It is given labels, IDs, addresses and counts; s
 redirected request contained are never handed to it.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import logging
 import logging.handlers
 import re
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from taaslib.outcomes import Outcome
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:/\[\]*,+-]+")
+_MINUTE = 60.0
 _LONGEST = 4096  # characters of one value
 
-LEVELS = {
-    Outcome.STORE_BROKEN: logging.ERROR,
-    Outcome.FAULT: logging.ERROR,
-    Outcome.PORT_FAILED: logging.ERROR,
-    Outcome.OUT_OF_DESCRIPTORS: logging.ERROR,
-    Outcome.STORE_BUSY: logging.WARNING,
-    Outcome.WARNING: logging.WARNING,
-    Outcome.WRONG_CODE: logging.WARNING,
-    Outcome.CODE_USED: logging.WARNING,
-    Outcome.CODE_OVERUSED: logging.WARNING,
-    Outcome.STRANGER: logging.WARNING,
-    Outcome.FULL: logging.WARNING,
-    Outcome.CLAIMED: logging.DEBUG,
-    Outcome.SILENT: logging.DEBUG,
-    Outcome.GONE: logging.DEBUG,
-    Outcome.TLS_FAILED: logging.DEBUG,
-    Outcome.PLAIN_HTTP: logging.DEBUG,
+_O = Outcome
+_AT = {  # info, where nothing else is said
+    logging.ERROR: (_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS),
+    logging.WARNING: (_O.STORE_BUSY, _O.WARNING, _O.SUPPRESSED, _O.WRONG_CODE, _O.SLOWED, _O.CODE_USED)
+    + (_O.CODE_OVERUSED, _O.STRANGER, _O.FULL),
+    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP),
 }
+LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
 
 
 class Journal:
-    """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError."""
+    """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError.
 
-    def __init__(self, file: Path | None = None, format: str = "text", level: str = "info") -> None:
-        self._as_json = format == "json"
+    Of each event LINES_PER_MINUTE are written; how many more there were is told when the minute is over.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._minute_ends = 0.0
+        self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
+        self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        self.configure(None)
+
+    def configure(self, file: Path | None, form: str = "text", level: str = "info", most: int = 600) -> None:
+        """Go on like this; or, if FILE can't be opened, as before.  Raises OSError."""
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        if file:
+            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+        self._handler.close()
+        self._handler, self._most = handler, most
+        self._as_json = form == "json"
         self._level: int = getattr(logging, level.upper())
-        self._handler: logging.Handler = (
-            logging.handlers.WatchedFileHandler(file, encoding="utf-8")
-            if file
-            else logging.StreamHandler(sys.stderr)
-        )
 
     def note(self, outcome: Outcome, **facts: object) -> None:
         """Write one line; facts that are None are left out."""
         level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:
             return
+        if self._clock() >= self._minute_ends:
+            self._tell_suppressed()
+        self._written[outcome] += 1
+        if self._written[outcome] <= self._most:
+            self._write(level, outcome, facts)
+
+    def _tell_suppressed(self) -> None:
+        """Strangers bring about most of what is noted; they shall not fill the disk."""
+        written, self._written = self._written, Counter()
+        self._minute_ends = self._clock() + _MINUTE
+        for outcome, count in written.items():
+            if count > self._most:
+                facts = {"what": outcome.value, "lines": count - self._most}
+                self._write(logging.WARNING, Outcome.SUPPRESSED, facts)
+
+    def _write(self, level: int, outcome: Outcome, facts: Mapping[str, object]) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        name = logging.getLevelName(level).lower()
         known = {key: value for key, value in facts.items() if value is not None}
         if self._as_json:
-            values = {
-                k: v if isinstance(v, (int, float, bool)) else str(v)[:_LONGEST] for k, v in known.items()
-            }
-            line = json.dumps({"time": now, "level": _name(level), "event": outcome.value, **values})
+            values = {k: v if isinstance(v, (int, float)) else str(v)[:_LONGEST] for k, v in known.items()}
+            line = json.dumps({"time": now, "level": name, "event": outcome.value, **values})
         else:
-            line = " ".join(
-                [now, _name(level), outcome.value, *(f"{key}={_text(value)}" for key, value in known.items())]
-            )
+            line = " ".join([now, name, outcome.value, *(f"{k}={_text(v)}" for k, v in known.items())])
         try:
             self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
         except OSError:  # the file's folder is out of reach since privileges were dropped: no reason to stop
             print(line, file=sys.stderr)
 
     def close(self) -> None:
+        self._tell_suppressed()
         self._handler.close()
-
-
-def _name(level: int) -> str:
-    return logging.getLevelName(level).lower()
 
 
 def _text(value: object) -> str:

@@ -5,8 +5,7 @@ belongs to a label for good (sticky: browsers keep its number), is open while th
 minutes longer, and takes any number of connections.  Knows nothing of HTTP or of what the connections do.
 """
 
-from __future__ import annotations
-
+import contextlib
 import random
 import socket
 from collections import Counter
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from taaslib import sockets
 from taaslib.authorization import Right
 from taaslib.journal import Journal
 from taaslib.limits import Limits
@@ -54,6 +52,7 @@ class _Q:
     kept: bool  # the store remembers it
 
 
+@dataclass(eq=False)
 class Leases:
     """All open ports but the front door's.
 
@@ -61,29 +60,18 @@ class Leases:
     claimed from the address that registered alone, "any" from everywhere.
     """
 
-    def __init__(
-        self,
-        loop: Loop,
-        store: Store,
-        lobby: Lobby,
-        journal: Journal,
-        wall_clock: Callable[[], float],
-        on_exhausted: Callable[[OSError], None],
-        limits: Limits,
-        addresses: tuple[str, ...],
-        ports: tuple[range, ...],
-        claim: str,
-    ) -> None:
-        self._loop = loop
-        self._store = store
-        self._lobby = lobby
-        self._journal = journal
-        self._wall_clock = wall_clock
-        self._on_exhausted = on_exhausted
-        self._limits = limits
-        self._addresses = addresses
-        self._claim_rule = claim
-        self._range = {port: None for each in ports for port in each}
+    loop: Loop
+    store: Store
+    lobby: Lobby
+    journal: Journal
+    wall_clock: Callable[[], float]
+    on_exhausted: Callable[[OSError], None]
+    limits: Limits
+    addresses: tuple[str, ...]
+    ports: tuple[range, ...]
+    claim: str
+
+    def __post_init__(self) -> None:
         self._random = random.SystemRandom()
         self._ps: dict[int, _P] = {}
         self._awaited_of_id: Counter[str] = Counter()
@@ -97,10 +85,14 @@ class Leases:
 
     def admit(self, right: Right) -> None:
         """Count RIGHT's holder as one who is about to come, until `release`.  Raises TooMany."""
-        if self._awaited_of_id[right.id] >= self._limits.unclaimed_per_id:
+        if self._awaited_of_id[right.id] >= self.limits.unclaimed_per_id:
             raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
-        awaited = self._awaited_of_label[right.label] + self._lobby.waiting(right.label)
-        if awaited >= self._limits.responders_per_label:
+        if self.lobby.tally.full(("responders", "")):
+            raise TooMany("As many connections as this service may have wait already; try again later")
+        if self.lobby.tally.full(("pairs_per_id", right.id)):
+            raise TooMany("As many visits of this ID are live as an ID may have; try again later")
+        awaited = self._awaited_of_label[right.label] + self.lobby.waiting(right.label)
+        if awaited >= self.limits.responders_per_label:
             raise TooMany("As many connections as a label may have wait already; try again later")
         self._awaited_of_id[right.id] += 1
         self._awaited_of_label[right.label] += 1
@@ -121,50 +113,54 @@ class Leases:
                 if error.errno in EXHAUSTED:
                     break
                 continue  # another program's, or another address family's
-            listener = Listener(self._loop, sock, partial(self._claim, port), self._on_exhausted)
-            timer = self._loop.call_later(
-                self._limits.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
+            listener = Listener(self.loop, sock, partial(self._claim, port), self.on_exhausted)
+            timer = self.loop.call_later(
+                self.limits.unclaimed, partial(self._close_p, port, Outcome.UNCLAIMED)
             )
             self._ps[port] = _P(port, right, network_of(peer.address), listener, timer)
             return port
         self.release(right)
         raise NoPort("no port is free")
 
-    def _claim(self, port: int, sock: socket.socket) -> None:
+    def _claim(self, port: int, sock: socket.socket, peer: Peer) -> None:
         lease = self._ps[port]
-        try:
-            peer = sockets.peer_of(sock)
-        except OSError:  # it came and went
+        if self.claim == "address" and network_of(peer.address) != lease.claimant:
             sock.close()
-            return
-        if self._claim_rule == "address" and network_of(peer.address) != lease.claimant:
-            sock.close()
-            self._journal.note(Outcome.STRANGER, label=lease.right.label, port=port, peer=peer)
+            self.journal.note(Outcome.STRANGER, label=lease.right.label, port=port, peer=peer)
             return
         self._close_p(port, Outcome.CLAIMED)
-        self._lobby.welcome_responder(sock, peer, lease.right)
+        self.welcome(sock, peer, lease.right)
+
+    def welcome(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+        """RIGHT's holder has come: let it wait, if the right still stands."""
+        with contextlib.suppress(StoreError):
+            if not self.holds(right):
+                sock.close()
+                self.journal.note(Outcome.REVOKED, label=right.label, id=right.id, peer=peer)
+                return
+        self.lobby.welcome_responder(sock, peer, right, early)
 
     def _close_p(self, port: int, outcome: Outcome) -> None:
         lease = self._ps.pop(port)
         self.release(lease.right)
         lease.timer.cancel()
         lease.listener.close()
-        self._journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)
+        self.journal.note(outcome, label=lease.right.label, id=lease.right.id, port=port)
 
     # Port q
 
     def port_q(self, label: str) -> int | None:
         """LABEL's q, opened if need be; None when it can't be.  Raises StoreError."""
         lease = self._qs.get(label)
-        if lease is None and self._store.mode(label) != "passthrough":
+        if lease is None and self.store.opens_q(label):
             lease = self._open_q(label)
         if lease and not lease.kept:
-            self._store.keep_port(label, lease.port, int(self._wall_clock()))
+            self.store.keep_port(label, lease.port, int(self.wall_clock()))
             lease.kept = True
         return lease.port if lease else None
 
     def _open_q(self, label: str) -> _Q | None:
-        fixed, sticky = self._store.label_port(label)
+        fixed, sticky = self.store.label_port(label)
         error: OSError | None = None
         for port in (fixed,) if fixed else self._candidates(first=sticky):
             try:
@@ -174,17 +170,16 @@ class Leases:
                 if error.errno in EXHAUSTED:
                     break
                 continue
-            listeners = [
-                Listener(self._loop, s, partial(self._visit, label), self._on_exhausted) for s in socks
-            ]
-            timer = self._loop.call_later(self._limits.q_linger, partial(self._review_q, label))
+            visit = partial(self.lobby.welcome_initiator, label)
+            listeners = [Listener(self.loop, sock, visit, self.on_exhausted) for sock in socks]
+            timer = self.loop.call_later(self.limits.q_linger, partial(self._review_q, label))
             self._qs[label] = lease = _Q(port, bool(fixed), listeners, timer, kept=bool(fixed))
             if not fixed:
                 self._sticky.pop(port, None)
                 self._sticky[port] = None
-            self._journal.note(Outcome.OPENED, label=label, port=port)
+            self.journal.note(Outcome.OPENED, label=label, port=port)
             return lease
-        self._journal.note(Outcome.PORT_FAILED, label=label, port=fixed, cause=error or "no port is free")
+        self.journal.note(Outcome.PORT_FAILED, label=label, port=fixed, cause=error or "no port is free")
         return None
 
     def serve(self, label: str) -> None:
@@ -192,12 +187,12 @@ class Leases:
         try:
             self.port_q(label)
         except StoreError as error:  # a redirect tries again
-            self._journal.note(Outcome.STORE_BUSY, label=label, cause=error)
+            self.journal.note(Outcome.STORE_BUSY, label=label, cause=error)
 
     def _open_everywhere(self, port: int) -> list[socket.socket]:
         socks: list[socket.socket] = []
         try:
-            for address in self._addresses:
+            for address in self.addresses:
                 socks.append(open_port(address, port))
         except OSError:
             for sock in socks:
@@ -205,30 +200,22 @@ class Leases:
             raise
         return socks
 
-    def _visit(self, label: str, sock: socket.socket) -> None:
-        try:
-            peer = sockets.peer_of(sock)
-        except OSError:
-            sock.close()
-            return
-        self._lobby.welcome_initiator(sock, peer, label)
-
     def _review_q(self, label: str) -> None:
         """Close q once its label has been quiet for long enough, else come back when it may have been."""
-        quiet = self._loop.clock() - self._lobby.last_served(label)
-        if quiet >= self._limits.q_linger:
+        quiet = self.loop.clock() - self.lobby.last_served(label)
+        if quiet >= self.limits.q_linger:
             self._close_q(label, Outcome.QUIET)
         else:
-            rest = self._limits.q_linger - max(0.0, quiet)
-            self._qs[label].timer = self._loop.call_later(rest, partial(self._review_q, label))
+            rest = self.limits.q_linger - max(0.0, quiet)
+            self._qs[label].timer = self.loop.call_later(rest, partial(self._review_q, label))
 
     def _close_q(self, label: str, outcome: Outcome) -> None:
         lease = self._qs.pop(label)
         lease.timer.cancel()
         for listener in lease.listeners:
             listener.close()
-        self._lobby.forget(label)
-        self._journal.note(outcome, label=label, port=lease.port)
+        self.lobby.forget(label)
+        self.journal.note(outcome, label=label, port=lease.port)
 
     # Both
 
@@ -239,16 +226,20 @@ class Leases:
             if not self.holds(p.right):
                 self._close_p(port, Outcome.REVOKED)
         for label, q in list(self._qs.items()):
-            fixed, _sticky = self._store.label_port(label)
+            fixed, _sticky = self.store.label_port(label)
             moved = fixed != q.port if fixed else q.fixed or q.port in self._fixed
-            if moved or self._store.mode(label) == "passthrough":
+            if moved or not self.store.opens_q(label):
                 self._close_q(label, Outcome.CHANGED)
-                if self._lobby.served(label):
+                if self.lobby.served(label):
                     self.serve(label)
 
     def holds(self, right: Right) -> bool:
         """Whether RIGHT still stands.  Raises StoreError."""
-        return self._store.rights(right.id, right.label) == right.generation
+        return self.store.rights(right.id, right.label) == right.generation
+
+    def carries(self, right: Right) -> bool:
+        """Whether live pairs that rest on RIGHT may go on.  Raises StoreError."""
+        return self.holds(right) or self.store.spared(right.id, right.label, right.generation)
 
     def close(self) -> None:
         for port in list(self._ps):
@@ -257,23 +248,24 @@ class Leases:
             self._close_q(label, Outcome.SHUTDOWN)
 
     def _listening_address(self, peer: Peer) -> str:
-        if peer.local in self._addresses:
+        if peer.local in self.addresses:
             return peer.local
         return "::" if ":" in peer.local else "0.0.0.0"
 
     def _load_taken(self) -> None:
-        self._fixed, sticky = self._store.taken_ports()
+        self._fixed, sticky = self.store.taken_ports()
         self._sticky = dict.fromkeys(sticky)
 
     def _candidates(self, first: int | None = None) -> Iterator[int]:
         """Ports to try, best first: FIRST, random ones that nobody had, others' old q's, oldest first."""
         used = {*self._ps, *(lease.port for lease in self._qs.values()), *self._fixed}
-        if first in self._range and first not in used:
+        every = [port for each in self.ports for port in each]
+        if first in every and first not in used:
             yield first
-        every = list(self._range)
         start = self._random.randrange(len(every))
         in_turn = every[start:] + every[:start]
         for port in self._random.choices(every, k=_RANDOM_TRIES) + in_turn:
             if port not in used and port not in self._sticky:
                 yield port
-        yield from (port for port in list(self._sticky) if port in self._range and port not in used)
+        mine = set(every)
+        yield from (port for port in list(self._sticky) if port in mine and port not in used)

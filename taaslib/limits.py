@@ -1,47 +1,93 @@
-"""How much of everything: one frozen dataclass, whose fields are the keys of taas.ini's [limits].
+"""How much of everything: one dataclass, whose fields are the keys of taas.ini's [limits], and a tally
+of who has how many.
 
 Knows nothing of who obeys.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
 
 
-@dataclass(frozen=True, slots=True)
+def _limit(unit: str) -> Callable[..., Any]:
+    return lambda default, **bounds: field(default=default, metadata={"unit": unit, **bounds})
+
+
+_time, _size, _count = _limit("time"), _limit("size"), _limit("count")
+
+
+@dataclass(slots=True)
 class Limits:
     """Everything countable (int), timed (float, seconds) or sized (int, octets) that the service obeys.
 
-    The numbers are docs/protocol.md's unless a comment says otherwise.
+    The numbers are docs/protocol.md's unless a comment says otherwise.  All who obey share one instance.
     """
 
-    head: int = field(default=16 * KIB, metadata={"unit": "size", "most": MIB})
-    exchanges: int = field(default=1000, metadata={"unit": "count"})
-    handshake: float = field(default=10.0, metadata={"unit": "time"})
-    request: float = field(default=10.0, metadata={"unit": "time"})
-    linger: float = field(default=5.0, metadata={"unit": "time"})
-    linger_bytes: int = field(default=MIB, metadata={"unit": "size"})
-    reuse: int = field(default=1000, metadata={"unit": "count"})
-    unclaimed: float = field(default=30.0, metadata={"unit": "time"})
-    unclaimed_per_id: int = field(default=100, metadata={"unit": "count"})
-    responders_per_id: int = field(default=20, metadata={"unit": "count"})
-    responders_per_label: int = field(default=200, metadata={"unit": "count"})
-    early_bytes: int = field(default=16 * KIB, metadata={"unit": "size", "most": MIB})
-    first_bytes: float = field(default=1.0, metadata={"unit": "time"})
-    parked: float = field(default=10.0, metadata={"unit": "time"})
-    parked_per_label: int = field(default=32, metadata={"unit": "count"})
-    refill: float = field(default=30.0, metadata={"unit": "time"})
-    q_linger: float = field(default=600.0, metadata={"unit": "time"})
-    retry_after: float = field(default=5.0, metadata={"unit": "time"})
-    keepalive_idle: float = field(
-        default=25.0, metadata={"unit": "time", "most": 32767}
-    )  # tcp(7), the kernel's
-    keepalive_interval: float = field(default=5.0, metadata={"unit": "time", "most": 32767})
-    keepalive_probes: int = field(default=3, metadata={"unit": "count", "most": 127})
-    user_timeout: float = field(default=40.0, metadata={"unit": "time", "most": 2147483})  # an int of ms
-    dead_after: float = field(default=60.0, metadata={"unit": "time"})
-    idle: float = field(default=0.0, metadata={"unit": "time", "zero": True})  # 0s: no idle limit
-    pairings: int = field(default=100, metadata={"unit": "count"})
+    head: int = _size(16 * KIB, most=MIB)
+    exchanges: int = _count(1000)
+    exchanges_per_address: int = _count(400)
+    handshake: float = _time(10.0)
+    request: float = _time(10.0)
+    linger: float = _time(5.0)
+    linger_bytes: int = _size(MIB)
+    reuse: int = _count(1000)
+    unclaimed: float = _time(30.0)
+    unclaimed_per_id: int = _count(100)
+    responders_per_id: int = _count(20)
+    responders: int = _count(20_000)
+    responders_per_label: int = _count(200)
+    early_bytes: int = _size(16 * KIB, most=MIB)
+    first_bytes: float = _time(1.0)
+    parked: float = _time(10.0)
+    parked_per_label: int = _count(128)
+    visits: int = _count(20_000)
+    visits_per_label: int = _count(10_000)
+    visits_per_address: int = _count(5000)
+    unpaired_per_address: int = _count(100)
+    pairs_per_id: int = _count(10_000)
+    drain: float = _time(30.0, zero=True)
+    refill: float = _time(30.0)
+    q_linger: float = _time(600.0)
+    retry_after: float = _time(5.0)
+    keepalive_idle: float = _time(25.0, most=32767)  # tcp(7), the kernel's
+    keepalive_interval: float = _time(5.0, most=32767)
+    keepalive_probes: int = _count(3, most=127)
+    user_timeout: float = _time(40.0, most=2147483)  # an int of ms
+    dead_after: float = _time(60.0)
+    idle: float = _time(0.0, zero=True)  # 0s: no idle limit
+    failures_per_address: int = _count(100)
+    failures_per_id: int = _count(10)
+    failures_remembered: int = _count(10_000)
+    pairings: int = _count(100)
+
+    def become(self, other: "Limits") -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
+
+
+Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an address, a label, an ID, or ""
+
+
+class Tally:
+    """How many seats of each kind are taken, by whom."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._taken: Counter[Seat] = Counter()
+
+    def full(self, *seats: Seat) -> str | None:
+        """The name of the first limit under which one more of these is too many."""
+        return next((s[0] for s in seats if self._taken[s] >= getattr(self._limits, s[0])), None)
+
+    def take(self, *seats: Seat) -> None:
+        self._taken.update(seats)
+
+    def give_back(self, *seats: Seat) -> None:
+        for seat in seats:
+            self._taken[seat] -= 1
+            if not self._taken[seat]:
+                del self._taken[seat]

@@ -1,16 +1,18 @@
 """A listening socket in the loop: accepts until the queue is empty and hands every connection on.
 
-Does not know what the connections are for.  Where descriptors or memory run out it pauses and tries again.
+Does not know what the connections are for.  While no descriptors are left but the reserve, new connections
+are closed; where the kernel has none, or no memory, it pauses and tries again.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 
-from taaslib.loop import Loop, Timer
+from taaslib.loop import Handler, Loop, Timer
+from taaslib.names import Peer
+from taaslib.sockets import is_reserve, peer_of
 
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
@@ -27,6 +29,8 @@ def open_port(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if is_reserve(sock.fileno()):
+            raise _none_left()
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -39,14 +43,21 @@ def open_port(address: str, port: int) -> socket.socket:
     return sock
 
 
-class Listener:
-    """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and may close the listener."""
+def _none_left() -> OSError:
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class Listener(Handler):
+    """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.
+
+    A fault while it does ends that connection alone.
+    """
 
     def __init__(
         self,
         loop: Loop,
         sock: socket.socket,
-        on_connection: Callable[[socket.socket], None],
+        on_connection: Callable[[socket.socket, Peer], None],
         on_exhausted: Callable[[OSError], None],
     ) -> None:
         self._loop = loop
@@ -67,7 +78,7 @@ class Listener:
             if self.closed:
                 return
             try:
-                sock, _peer = self._sock.accept()
+                sock, _ = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -77,16 +88,18 @@ class Listener:
                     self._update_interest()
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
+            if is_reserve(sock.fileno()):
+                sock.close()
+                self._on_exhausted(_none_left())
+                continue
             sock.setblocking(False)
             try:
-                self._on_connection(sock)
+                self._on_connection(sock, peer_of(sock))
+            except OSError:  # it came and went
+                sock.close()
             except BaseException:
                 sock.close()
                 raise
-
-    def on_writable(self) -> None: ...
-    def on_finished(self) -> None: ...
-    def abort(self) -> None: ...  # the connection is closed; the others may still come
 
     def on_failed(self) -> None:
         self.close()

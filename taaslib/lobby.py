@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
 from taaslib.journal import Journal
-from taaslib.limits import Limits
-from taaslib.loop import Loop, Timer
-from taaslib.names import Peer
+from taaslib.limits import Limits, Seat, Tally
+from taaslib.loop import Handler, Loop, Timer
+from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.relay import Relay
-from taaslib.rendezvous import Paired, Refused, Rendezvous, Seats, Waiting
+from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
@@ -44,10 +44,10 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-class Leg:
+class Leg(Handler):
     """One waiting socket and its early octets."""
 
-    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "sock", "state", "timer")
+    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "seats", "sock", "state", "timer")
 
     def __init__(
         self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
@@ -56,6 +56,7 @@ class Leg:
         self.early = bytearray()
         self.at_end = False  # its FIN has come
         self.timer: Timer | None = None
+        self.seats: tuple[Seat, ...] = ()
         self.state = State.ARRIVING if right is None else State.WAITING
 
     def __repr__(self) -> str:
@@ -78,8 +79,6 @@ class Leg:
         else:
             self._lobby.leave(self, Outcome.HUNG_UP)
 
-    def on_writable(self) -> None: ...
-
     def on_finished(self) -> None:
         self._lobby.leave(self, Outcome.HUNG_UP)
 
@@ -97,35 +96,25 @@ class Leg:
         )
 
 
+@dataclass(eq=False)
 class Lobby:
     """ON_SERVED is told a label each time that a responder begins to wait under it."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        pools: Pools,
-        journal: Journal,
-        wall_clock: Callable[[], float],
-        limits: Limits,
-        on_served: Callable[[str], None],
-    ) -> None:
-        self.loop = loop
-        self.limits = limits
-        self._pools = pools
-        self._journal = journal
-        self._wall_clock = wall_clock
-        self._on_served = on_served
-        self._rooms: Rendezvous[Leg] = Rendezvous(
-            Seats(
-                limits.responders_per_id, limits.responders_per_label, limits.parked_per_label, limits.refill
-            )
-        )
+    loop: Loop
+    pools: Pools
+    journal: Journal
+    wall_clock: Callable[[], float]
+    limits: Limits
+    on_served: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        self._rooms: Rendezvous[Leg] = Rendezvous(limits)
+        self.tally = Tally(limits)
         self._arriving: set[Leg] = set()
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
         self._pairings: dict[str, deque[Pairing]] = {}
-        shortest = min(limits.dead_after, limits.idle or limits.dead_after)
-        self._check_seconds = max(1.0, min(_CHECK_SECONDS, shortest / 4))
-        loop.call_later(self._check_seconds, self._check_live)
+        self._check_live()
 
     # Who comes
 
@@ -139,27 +128,38 @@ class Lobby:
             return
         leg = Leg(self, sock, peer, right.label, right)
         leg.early += early
+        leg.seats = (("responders", ""),)
+        self.tally.take(*leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
-            self._journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
+            self.journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
             if answer.displaced:
                 self._end(answer.displaced, Outcome.DISPLACED)
-            self._on_served(right.label)
+            self.on_served(right.label)
         else:
             self._act(leg, answer)
 
-    def welcome_initiator(self, sock: socket.socket, peer: Peer, label: str, early: bytes = b"") -> None:
+    def welcome_initiator(self, label: str, sock: socket.socket, peer: Peer, early: bytes = b"") -> None:
         """A mobile client has come to port q, or through the front door with its EARLY octets.
 
         It is paired once it speaks, or soon without.
         """
+        network = network_of(peer.address)
+        seats = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
+        unpaired = "unpaired_per_address", network
+        if full := self.tally.full(*seats, unpaired):
+            sock.close()
+            self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
+            return
         try:
             self._tune(sock)
         except OSError:
             sock.close()
             return
         leg = Leg(self, sock, peer, label, None)
+        leg.seats = *seats, unpaired
+        self.tally.take(*leg.seats)
         if early:
             leg.early += early
             self._seek(leg)
@@ -200,12 +200,16 @@ class Lobby:
             _cancel(leg)
             self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
+        self.tally.give_back(initiator.seats[-1], *responder.seats)
+        initiator.seats = initiator.seats[:-1]
+        responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
+        self.tally.take(*responder.seats)
         pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
-        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self._wall_clock() * 1000)))
-        self._journal.note(
+        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000)))
+        self.journal.note(
             Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
         )
-        relay = Relay(self.loop, self._pools, responder.sock, initiator.sock, self._relay_closed)
+        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
         self._live[relay] = responder, initiator
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
@@ -228,35 +232,39 @@ class Lobby:
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = State.ENDED
+        self.tally.give_back(*leg.seats)
         _cancel(leg)
         self.loop.forget(leg.sock.fileno())
         leg.sock.close()
         role = "initiator" if leg.right is None else "responder"
-        self._journal.note(outcome, label=leg.label, **{role: leg.peer})
+        self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
     def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
         responder, initiator = self._live.pop(relay)
+        self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
-        self._journal.note(
-            outcome,
-            label=responder.label,
-            responder=responder.peer,
-            initiator=initiator.peer,
-            seconds=round(self.loop.clock() - relay.started, 3),
-            to_initiator=relay.to_initiator,
-            to_responder=relay.to_responder,
-        )
+        facts = {"label": responder.label, "responder": responder.peer, "initiator": initiator.peer}
+        octets = {"to_initiator": relay.to_initiator, "to_responder": relay.to_responder}
+        seconds = round(self.loop.clock() - relay.started, 3)
+        self.journal.note(outcome, **facts, seconds=seconds, **octets)
 
-    def revoke(self, holds: Callable[[Right], bool]) -> None:
-        """End the responders that wait on a right that no longer HOLDS."""
+    def revoke(self, holds: Callable[[Right], bool], carries: Callable[[Right], bool]) -> None:
+        """End responders that wait on a right that no longer HOLDS, and pairs on one that CARRIES none."""
         for leg in self._rooms.everyone():
             if leg.right and not holds(leg.right):
                 self.leave(leg, Outcome.REVOKED)
+        for relay, (responder, _) in list(self._live.items()):
+            if responder.right and not carries(responder.right):
+                relay.close(Outcome.REVOKED)
+
+    def drain(self) -> None:
+        """The service is about to end: all go who are not paired."""
+        for leg in [*self._arriving, *self._rooms.everyone()]:
+            self.leave(leg, Outcome.SHUTDOWN)
 
     def close(self) -> None:
         """The service ends: everyone goes."""
-        for leg in [*self._arriving, *self._rooms.everyone()]:
-            self.leave(leg, Outcome.SHUTDOWN)
+        self.drain()
         for relay in list(self._live):
             relay.close(Outcome.SHUTDOWN)
 
@@ -287,9 +295,11 @@ class Lobby:
         return list(self._live)
 
     def _check_live(self) -> None:
-        self.loop.call_later(self._check_seconds, self._check_live)
+        limits = self.limits
+        shortest = min(limits.dead_after, limits.idle or limits.dead_after)
+        self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
-            relay.check(self.limits.dead_after, self.limits.idle)
+            relay.check(limits.dead_after, limits.idle)
 
 
 def _cancel(leg: Leg) -> None:

@@ -9,8 +9,6 @@ the receive queue must be read first, and a handler that does not want to read m
 since HUP can't be masked.
 """
 
-from __future__ import annotations
-
 import heapq
 import select
 import selectors
@@ -24,7 +22,11 @@ _MAX_EVENTS = 1024  # descriptors served in one turn
 _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
 
 
-class Handler(Protocol):
+class Handler:
+    """What the loop calls; whoever waits for less leaves the rest as it is here."""
+
+    __slots__ = ()
+
     def on_readable(self) -> None: ...
     def on_writable(self) -> None: ...
     def on_finished(self) -> None:
@@ -75,6 +77,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
         self._order = count()
         self._turns = 0
+        self.busy_since: float | None = None  # when this turn's sleep ended
 
     def watch(
         self,
@@ -124,7 +127,9 @@ class Loop:
         elif self._timers:
             patience = min(patience, max(0.0, self._timers[0][0] - self.clock()))
         self._fresh.clear()
-        for fd, events in self._poller.poll(patience):
+        ready = self._poller.poll(patience)
+        self.busy_since = self.clock()
+        for fd, events in ready:
             if fd in self._fresh:
                 continue
             if fd in self._patient:
@@ -132,10 +137,11 @@ class Loop:
             else:
                 self._serve(fd, events)
         for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
-            ready = self._ready_patient.pop(fd, None)  # a handler served before it may have closed it
-            if ready is not None:
-                self._serve(fd, ready)
+            waiting = self._ready_patient.pop(fd, None)  # a handler served before it may have closed it
+            if waiting is not None:
+                self._serve(fd, waiting)
         self._call_due_timers()
+        self.busy_since = None
 
     def close(self) -> None:
         self._poller.close()

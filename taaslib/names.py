@@ -1,11 +1,8 @@
-"""Host names -> whom they mean: the registrar, a label, or a stranger; and what a label may look like.
+"""Host names -> the label that they mean; what a label, an own domain or a peer may look like.
 
 Knows nothing of requests, sockets or which labels exist.
 """
 
-from __future__ import annotations
-
-import enum
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -15,28 +12,6 @@ HOST_NAME = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*")
 
 # RFC 3986 3.2.2 and 3.2.3, without user information and percent-encoding, which no client of ours needs.
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{0,5}))?")
-
-
-class To(enum.Enum):
-    REGISTRAR = "registrar"
-    LABEL = "label"
-    STRANGER = "stranger"
-
-
-@dataclass(frozen=True, slots=True)
-class Addressee:
-    """Whom a Host means; `label` is set for To.LABEL alone."""
-
-    to: To
-    label: str = ""
-
-
-def addressee(host: str, registrar: str, servers: str) -> Addressee:
-    """Say whom HOST (as `host_of` gives it) means, given the two configured names."""
-    if host == registrar:
-        return Addressee(To.REGISTRAR)
-    label = label_of(host, servers)
-    return Addressee(To.LABEL, label) if label is not None else Addressee(To.STRANGER)
 
 
 def host_of(authority: str) -> str:

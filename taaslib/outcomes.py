@@ -3,8 +3,6 @@
 One vocabulary for log, metrics, tests and docs/operations.md.  Knows nothing of how they come about.
 """
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 
@@ -17,25 +15,27 @@ class Outcome(enum.Enum):
 
     # The service
     STARTED = "started"  # it listens
+    DRAINING = "draining"  # nobody new is taken, and live pairs may end by themselves
     STOPPED = "stopped"  # it ended in order
-    FOLLOWED = "followed"  # a change in the database, or a renewed certificate, was taken over
+    FOLLOWED = "followed"  # a change in the database, in taas.ini or of a certificate was taken over
     STORE_BROKEN = "store-broken"  # the database can't be read; 503 until it can
-    OUT_OF_DESCRIPTORS = "out-of-descriptors"  # accepting pauses
+    OUT_OF_DESCRIPTORS = "out-of-descriptors"  # or memory: new connections are closed, or wait for a second
     PORT_FAILED = "port-failed"  # a port could not be listened on
     FAULT = "fault"  # our own bug: one connection was closed, the others go on
+    STALLED = "stalled"  # the loop has been in one turn for so long; `traceback` says where
     WARNING = "warning"  # something the operator should mend
+    SUPPRESSED = "suppressed"  # the event `what` had so many more lines in a minute than may be written
 
     # An exchange at the front door
     REGISTERED = "registered"  # a port p was opened for a hidden server
     REDIRECTED = "redirected"  # a mobile client was sent to port q
     UPGRADED = "upgraded"  # plain HTTP on http-port was sent on to https
     PASSED = "passed-through"  # its TLS is the hidden server's: handed on by the server name it asks for
-    UNKNOWN_NAME = (
-        "unknown-name"  # a server name that is not ours, or of a pass-through label that is offline
-    )
+    UNKNOWN_NAME = "unknown-name"  # not ours, or of a pass-through label that is offline
     LISTED = "listed"  # GET /pairings/LABEL
     BAD_REQUEST = "bad-request"  # not our HTTP, or malformed parameters
     WRONG_CODE = "wrong-code"  # no such ID, a wrong code, or a disabled ID: the answer does not tell which
+    SLOWED = "slowed"  # too many wrong codes from this address or for this ID: not looked at
     CODE_USED = "code-used"  # spent from another address, or older than the newest one from this address
     CODE_OVERUSED = "code-overused"  # right, but used more often than `reuse` allows
     NO_CREDENTIALS = "no-credentials"  # no Authorization header, or another scheme
@@ -56,7 +56,7 @@ class Outcome(enum.Enum):
     UNCLAIMED = "unclaimed"  # nobody came to p in time
     STRANGER = "stranger"  # somebody else than the registrant came to p
     QUIET = "quiet"  # q: its label has not been served for long enough
-    CHANGED = "changed"  # q: the operator gave the label another port, or another mode
+    CHANGED = "changed"  # q: the operator gave the label another port or mode, or took its last credential
 
     # A leg that waits
     WAITS = "waits"  # a responder waits
@@ -68,7 +68,7 @@ class Outcome(enum.Enum):
     NOBODY_CAME = "nobody-came"  # a parked client's patience ran out
     SHUTDOWN = "shutdown"  # the service ends
 
-    # A pair (RESET, TIMED_OUT, SHUTDOWN too)
+    # A pair (RESET, TIMED_OUT, REVOKED, SHUTDOWN too)
     PAIRED = "paired"  # a mobile client met a hidden server
     COMPLETE = "complete"  # both sides finished and all was delivered
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long

@@ -3,9 +3,9 @@
 Knows nothing of what is in the files.
 """
 
-from __future__ import annotations
-
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 Owner = tuple[int, int]  # uid, gid
@@ -36,3 +36,21 @@ def make_folder(folder: Path, owner: Owner | None) -> None:
         folder.mkdir()
         if owner:
             os.chown(folder, *owner)
+
+
+@contextlib.contextmanager
+def acting_as(user: str, owner: Owner | None) -> Iterator[None]:
+    """Reach files as USER does, whose numbers are OWNER, for a while; None: as we are."""
+    if not owner:
+        yield
+        return
+    groups = os.getgroups()
+    os.initgroups(user, owner[1])
+    os.setegid(owner[1])
+    os.seteuid(owner[0])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(os.getgid())
+        os.setgroups(groups)

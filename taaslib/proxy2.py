@@ -3,8 +3,6 @@
 Knows nothing of sockets.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import struct
 

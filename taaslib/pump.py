@@ -27,13 +27,13 @@ What splice(2) does not say, and each costs something:
 - A pipe that is not empty goes to nobody else: it is closed, or one client's octets reach another.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
 import sys
 from typing import Protocol
+
+from taaslib.sockets import is_reserve
 
 if sys.platform != "win32":
     import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
@@ -104,10 +104,14 @@ class Pools:
     """Rings and pipes that nobody uses just now; one instance serves all pumps."""
 
     def __init__(self, pump: str = "auto", keep: int = 64) -> None:
-        self.splices = can_splice if pump == "auto" else pump == "splice"
+        self.follow(pump)
         self._keep = keep  # how many of each kind lie idle at most
         self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
         self._pipes: list[tuple[int, int]] = []
+
+    def follow(self, pump: str) -> None:
+        """Pumps to come are of this kind: auto, splice or ring."""
+        self.splices = can_splice if pump == "auto" else pump == "splice"
 
     def pump(self, source: socket.socket, sink: socket.socket) -> Pump:
         return SplicePump(source, sink, self) if self.splices else RingPump(source, sink, self)
@@ -269,7 +273,7 @@ def _new_pipe() -> tuple[int, int] | None:
         with contextlib.suppress(OSError):  # EPERM: over fs.pipe-user-pages-soft or pipe-max-size
             fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, size)
             break
-    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST:
+    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST and not is_reserve(pipe[1]):
         return pipe
     _close_pipe(pipe)
     return None

@@ -4,11 +4,11 @@ Knows neither sockets nor the registrar.  It sees the head of the request, cooki
 shows and logs nothing of it: target and Host go back to the one who sent them, in Location alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from taaslib.http1 import Request, Response, text
+from taaslib.http1 import Request, Response, retry_after, text
+from taaslib.limits import Limits
 from taaslib.names import Peer, host_port
 from taaslib.outcomes import Answer, Outcome
 from taaslib.store import StoreError
@@ -32,36 +32,25 @@ here shortly: try again.</p>
 """
 
 
+@dataclass(eq=False)
 class Redirector:
-    """PORT_Q gives a served label's port, or None; ADVERTISE the service's address as a peer sees it."""
-
-    def __init__(
-        self,
-        mode: Callable[[str], str],
-        served: Callable[[str], bool],
-        port_q: Callable[[str], int | None],
-        advertise: Callable[[Peer], str],
-        servers: str,
-        location: str,
-        retry_after: int,
-    ) -> None:
-        self._mode = mode
-        self._served = served
-        self._port_q = port_q
-        self._advertise = advertise
-        self._servers = servers
-        self._location = location
-        self._retry_after = retry_after
+    mode: Callable[[str], str]
+    served: Callable[[str], bool]
+    port_q: Callable[[str], int | None]  # opened if need be; None where it can't be
+    advertise: Callable[[Peer], str]  # the service's address as a peer sees it
+    servers: str
+    location: str
+    limits: Limits
 
     def answer(self, request: Request, label: str, peer: Peer, own_host: str | None) -> Answer:
         """The visitor asked for LABEL, or for its OWN_HOST, which Location then carries."""
         try:
-            if self._mode(label) == "passthrough":
+            if self.mode(label) == "passthrough":
                 message = "This name is the device's own on this port: ask for it in the TLS handshake (SNI)."
                 return Answer(Outcome.MISDIRECTED, text(421, message), label)
-            if not self._served(label):
+            if not self.served(label):
                 return self._offline(request, label, Outcome.NOT_SERVED)
-            port = self._port_q(label)
+            port = self.port_q(label)
         except StoreError as error:
             return self._offline(request, label, Outcome.STORE_BUSY, str(error))
         if port is None:
@@ -74,15 +63,15 @@ class Redirector:
     def _host_port(self, label: str, peer: Peer, port: int, own_host: str | None) -> str:
         if own_host:
             return f"{own_host}:{port}"
-        if self._location == "address":
-            return host_port(self._advertise(peer), port)
-        return f"{self._servers}:{port}" if self._location == "domain" else f"{label}.{self._servers}:{port}"
+        if self.location == "address":
+            return host_port(self.advertise(peer), port)
+        return f"{self.servers}:{port}" if self.location == "domain" else f"{label}.{self.servers}:{port}"
 
     def _offline(self, request: Request, label: str, outcome: Outcome, cause: str | None = None) -> Answer:
         # The client of 2014 reads Location before the status and crashes without one.
         asked_for = f"https://{request.authority}{request.target}"
         fields = (
-            ("Retry-After", str(self._retry_after)),
+            retry_after(self.limits.retry_after),
             ("Location", asked_for),
             ("Cache-Control", "no-store"),
         )

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable
 
 from taaslib import sockets
-from taaslib.loop import Loop, Timer
+from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, Pump
 
@@ -33,7 +33,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class End:
+class End(Handler):
     """One of a relay's two sockets, with the pump that reads it and, in `peer`, the one that writes it."""
 
     __slots__ = ("_loop", "_relay", "fd", "peer", "pump", "shut", "sock", "unanswered_since")
@@ -65,8 +65,6 @@ class End:
             return
         self._relay.update()
 
-    def on_finished(self) -> None: ...
-
     def on_failed(self) -> None:
         self._relay.fail(sockets.failure(self.sock))
 
@@ -92,17 +90,7 @@ class End:
 class Relay:
     """Owns both sockets until it is closed; ON_CLOSED is told once, with the outcome."""
 
-    __slots__ = (
-        "_loop",
-        "_moved",
-        "_moved_at",
-        "_on_closed",
-        "_timer",
-        "initiator",
-        "responder",
-        "started",
-        "state",
-    )
+    __slots__ = ("_loop", "_moved", "_on_closed", "_timer", "initiator", "responder", "started", "state")
 
     def __init__(
         self,
@@ -116,8 +104,8 @@ class Relay:
         self._on_closed = on_closed
         self._timer: Timer | None = None
         self.state = State.LIVE
-        self.started = self._moved_at = loop.clock()
-        self._moved = 0
+        self.started = loop.clock()
+        self._moved = 0, self.started  # octets, and when it was seen that more had
         self.responder, self.initiator = End(loop, self, responder), End(loop, self, initiator)
         for end, peer in ((self.responder, self.initiator), (self.initiator, self.responder)):
             end.peer, end.pump = peer, pools.pump(end.sock, peer.sock)
@@ -169,8 +157,8 @@ class Relay:
         IDLE seconds without an octet end it too, unless 0.  A peer that merely pauses acknowledges.
         """
         now, moved = self._loop.clock(), self.to_initiator + self.to_responder
-        if moved != self._moved:
-            self._moved, self._moved_at = moved, now
+        if moved != self._moved[0]:
+            self._moved = moved, now
         for end in (self.responder, self.initiator):
             if code := sockets.failure(end.sock):  # one that the loop has been told to forget
                 self.fail(code)
@@ -183,7 +171,7 @@ class Relay:
             elif now - end.unanswered_since >= dead_after:
                 self.close(Outcome.TIMED_OUT)
                 return
-        if idle and now - self._moved_at >= idle:
+        if idle and now - self._moved[1] >= idle:
             self.close(Outcome.IDLE)
 
     def fail(self, code: int | None) -> None:

@@ -5,12 +5,11 @@ In a waiting room at most one of the two queues is ever non-empty.  Imports noth
 socket and reads no clock: timers belong to the caller, who calls `leave`.
 """
 
-from __future__ import annotations
-
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 Leg = TypeVar("Leg", bound=Hashable)
 
@@ -38,14 +37,13 @@ class Refused:
 Answer: TypeAlias = Paired[Leg] | Waiting[Leg] | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Seats:
-    """How many may wait: responders of one ID and in all, initiators in all, each per label."""
+class Seats(Protocol):
+    """How many may wait, each per label: responders of one ID and in all, initiators in all."""
 
-    per_id: int = 20
-    responders: int = 200
-    initiators: int = 32
-    refill: float = 30.0  # seconds that a label stays served after a pairing took its last responder
+    responders_per_id: int
+    responders_per_label: int
+    parked_per_label: int
+    refill: float  # seconds that a label stays served after a pairing took its last responder
 
 
 @dataclass(slots=True)
@@ -55,9 +53,7 @@ class _Room(Generic[Leg]):
     responders: OrderedDict[Leg, str] = field(default_factory=OrderedDict)  # leg -> its ID, oldest first
     initiators: OrderedDict[Leg, None] = field(default_factory=OrderedDict)
     live: int = 0  # pairs
-    served_until: float = float(
-        "-inf"
-    )  # when being served ended or will end, if nobody waits and no pair lives
+    served_until: float = -math.inf  # when being served ends, or did, if nobody waits and no pair lives
 
 
 class Rendezvous(Generic[Leg]):
@@ -74,11 +70,11 @@ class Rendezvous(Generic[Leg]):
             initiator, _ = room.initiators.popitem(last=False)
             return self._pair(room, responder, initiator, now)
         displaced = None
-        if sum(other == id for other in room.responders.values()) >= self._seats.per_id:
+        if sum(other == id for other in room.responders.values()) >= self._seats.responders_per_id:
             # The oldest NAT mapping is the likeliest to be dead; a new registration always wins over it.
             displaced = next(leg for leg, other in room.responders.items() if other == id)
             del room.responders[displaced]
-        elif len(room.responders) >= self._seats.responders:
+        elif len(room.responders) >= self._seats.responders_per_label:
             return Refused()
         room.responders[responder] = id
         return Waiting(displaced)
@@ -89,7 +85,7 @@ class Rendezvous(Generic[Leg]):
         if room.responders:
             responder, _ = room.responders.popitem(last=False)
             return self._pair(room, responder, initiator, now)
-        if len(room.initiators) >= self._seats.initiators:
+        if len(room.initiators) >= self._seats.parked_per_label:
             return Refused()
         room.initiators[initiator] = None
         return Waiting()
@@ -124,7 +120,7 @@ class Rendezvous(Generic[Leg]):
         """NOW while LABEL is served, else the moment when it last was (-inf: never)."""
         room = self._rooms.get(label)
         if room is None:
-            return float("-inf")
+            return -math.inf
         return now if room.responders or room.live else min(now, room.served_until)
 
     def waiting(self, label: str) -> int:

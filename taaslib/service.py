@@ -3,10 +3,8 @@
 Knows no detail: what each part does stands in its own file.
 """
 
-from __future__ import annotations
-
 import contextlib
-import math
+import dataclasses
 import os
 import signal
 import socket
@@ -14,11 +12,9 @@ import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from taaslib import __version__
-from taaslib.authorization import Right
-from taaslib.config import Config, ConfigError
+from taaslib import __version__, startup
+from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
 from taaslib.leases import Leases
@@ -27,23 +23,18 @@ from taaslib.lobby import Lobby
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, host_port
 from taaslib.outcomes import Outcome
-from taaslib.ownership import Owner, owner_of_files, uid_gid
-from taaslib.pump import Pools, can_splice
+from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
-from taaslib.store import Store, StoreError
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
+from taaslib.startup import CannotStart, certificate_files, tls_contexts
+from taaslib.store import StoreError
+from taaslib.supervisor import Manager, Signals, StallWatch
 
 _STORE_POLL_SECONDS = 1.0  # a change by taas_admin.py is followed within 2 s
-_BUSY_MS = 50  # what cannot be had from the database in that time is a 503
-
-
-class CannotStart(Exception):
-    """The service can't begin; the message is one line that says what to mend."""
+_CERTIFICATE_SECONDS = 60.0  # between two looks at the certificates' files
+_DRAIN_CHECK_SECONDS = 0.1
+_STALL_SECONDS = 2.0  # a turn that takes longer is noted
+_FIXED = ("address", "port", "http_port", "user", "database")  # until a restart
 
 
 class Service:
@@ -56,11 +47,14 @@ class Service:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self._stopping = False
+        self._stopping = self._draining = False
         self._store_broken = False
-        raise_descriptor_limit()
-        self.journal = _open_journal(config)
+        startup.raise_descriptor_limit()
+        self.manager = Manager()
+        self.journal = Journal(clock=clock)
+        startup.configure_journal(self.journal, config)
         self.loop = Loop(self._on_fault, clock)
+        self._files_seen = certificate_files(config)
         contexts = tls_contexts(config)
         self._listeners: list[Listener] = []
         with self._closing_on_failure():
@@ -68,69 +62,42 @@ class Service:
                 self._listen(address)
             for address in config.address if config.http_port else ():
                 self._listen(address, config.http_port)
-            _drop_privileges(config, self.journal)
-            self.store = _open_store(config)
+            startup.drop_privileges(config)
+            self.store = startup.open_store(config)
             self._build(config, contexts, wall_clock)
 
-    def _build(
-        self, config: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]
-    ) -> None:
-        limits, loop, journal = config.limits, self.loop, self.journal
-        retry_after = math.ceil(limits.retry_after)
-        self._pools = Pools(config.pump)
-        self.lobby = Lobby(
+    def _build(self, c: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]) -> None:
+        limits, loop, journal, store, told = c.limits, self.loop, self.journal, self.store, self._advertise
+        self._pools = Pools(c.pump)
+        lobby = self.lobby = Lobby(
             loop, self._pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
         )
-        self.leases = Leases(
-            loop,
-            self.store,
-            self.lobby,
-            journal,
-            wall_clock,
-            self._on_exhausted,
-            limits,
-            config.address,
-            config.ports,
-            config.claim,
+        leases = self.leases = Leases(
+            loop, store, lobby, journal, wall_clock, self._on_exhausted, limits, c.address, c.ports, c.claim
         )
-        registrar = Registrar(
-            self.store,
-            self.leases,
-            self.lobby,
-            wall_clock,
-            self._advertise,
-            config.claim,
-            limits.reuse,
-            retry_after,
-        )
-        redirector = Redirector(
-            self.store.mode,
-            self.lobby.served,
-            self.leases.port_q,
-            self._advertise,
-            config.servers,
-            config.location,
-            retry_after,
+        self.registrar = Registrar(store, leases, lobby, loop.clock, wall_clock, told, c.claim, limits)
+        self.redirector = Redirector(
+            store.mode, lobby.served, leases.port_q, told, c.servers, c.location, limits
         )
         self.door = FrontDoor(
             loop,
             contexts,
             journal,
             wall_clock,
-            registrar.answer,
-            redirector.answer,
+            self.registrar.answer,
+            self.redirector.answer,
             self._label_of_host,
             self._passage,
-            self.lobby.welcome_initiator,
-            self._stay,
-            self.leases.release,
+            lobby.welcome_initiator,
+            leases.welcome,
+            leases.release,
             lambda: self.port,
-            config.registrar,
-            config.servers,
+            (c.registrar, c.servers),
             limits,
         )
         self._note_start()
-        self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
+        loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
+        loop.call_later(_CERTIFICATE_SECONDS, self._follow_certificates)
 
     @property
     def port(self) -> int:
@@ -138,14 +105,94 @@ class Service:
         return self._listeners[0].port
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
-        with self._signals():
+        """Serve until a signal ends it."""
+        calls: dict[int, Callable[[], None]] = {signal.SIGINT: self.stop, signal.SIGTERM: self.drain}
+        if hasattr(signal, "SIGHUP"):
+            calls[signal.SIGHUP] = self.reload
+        with Signals(self.loop, calls), StallWatch(self.loop, self.journal, _STALL_SECONDS):
+            self._feed_watchdog()
+            self.manager.tell("READY=1")
             while not self._stopping:
                 self.loop.turn()
         self.close()
 
     def stop(self) -> None:
+        """End with this turn."""
         self._stopping = True
+
+    def drain(self) -> None:
+        """Take nobody new; end with the last live pair, or when `drain` is over, or when told once more."""
+        if self._draining:
+            self.stop()
+            return
+        self._draining = True
+        self.manager.tell("STOPPING=1")
+        self.journal.note(Outcome.DRAINING, pairs=len(self.lobby.relays))
+        for listener in self._listeners:
+            listener.close()
+        self.door.drain()
+        self.leases.close()
+        self.lobby.drain()
+        self.loop.call_later(self.config.limits.drain, self.stop)
+        self._stop_when_empty()
+
+    def _stop_when_empty(self) -> None:
+        if self.lobby.relays or self.door.busy:
+            self.loop.call_later(_DRAIN_CHECK_SECONDS, self._stop_when_empty)
+        else:
+            self.stop()
+
+    def _feed_watchdog(self) -> None:
+        if self.manager.watchdog_seconds:
+            self.manager.tell("WATCHDOG=1")
+            self.loop.call_later(self.manager.watchdog_seconds / 2, self._feed_watchdog)
+
+    def reload(self) -> None:
+        """Follow taas.ini and the certificates; where they are no good, stay as we are and say why."""
+        if self._draining:
+            return
+        self.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            new = load(self.config.path)
+            for name in _FIXED:
+                old = getattr(self.config, name)
+                if getattr(new, name) != old:
+                    cause = f"[taas] {name.replace('_', '-')} stays as it was until a restart"
+                    self.journal.note(Outcome.WARNING, cause=cause)
+                    new = dataclasses.replace(new, **{name: old})
+            files_seen, contexts = certificate_files(new), startup.check(new)
+            startup.configure_journal(self.journal, new)
+        except ConfigError as error:
+            self.journal.note(Outcome.WARNING, cause=f"nothing is changed: {error}")
+        else:
+            self._files_seen, self.door.contexts = files_seen, contexts
+            self._follow_config(new)
+            self.journal.note(Outcome.FOLLOWED, what="configuration")
+        self.manager.tell("READY=1")
+
+    def _follow_config(self, new: Config) -> None:
+        limits = self.config.limits
+        limits.become(new.limits)  # everybody looks at this one
+        self.config = dataclasses.replace(new, limits=limits)
+        self.door.names = new.registrar, new.servers
+        self.redirector.servers, self.redirector.location = new.servers, new.location
+        self.leases.claim = self.registrar.claim = new.claim
+        self.leases.ports = new.ports
+        self._pools.follow(new.pump)
+
+    def _follow_certificates(self) -> None:
+        """Take over renewed certificates; keep the old ones while the new can't be used."""
+        self.loop.call_later(_CERTIFICATE_SECONDS, self._follow_certificates)
+        seen = certificate_files(self.config)
+        if seen == self._files_seen:
+            return
+        self._files_seen = seen
+        try:
+            self.door.contexts = tls_contexts(self.config)
+        except ConfigError as error:
+            self.journal.note(Outcome.WARNING, cause=error)
+        else:
+            self.journal.note(Outcome.FOLLOWED, what="certificate")
 
     def close(self) -> None:
         """Close every port and connection, in order."""
@@ -160,15 +207,6 @@ class Service:
         self.journal.note(Outcome.STOPPED)
         self.journal.close()
 
-    def reload_certificate(self) -> None:
-        """Take over a renewed certificate; keep the old one if the new can't be used."""
-        try:
-            self.door.contexts = tls_contexts(self.config)
-        except ConfigError as error:
-            self.journal.note(Outcome.WARNING, cause=error)
-        else:
-            self.journal.note(Outcome.FOLLOWED, what="certificate")
-
     def _listen(self, address: str, http_port: int | None = None) -> None:
         """Listen for TLS on the service's port, or for plain HTTP on HTTP_PORT."""
         port = http_port or (self._listeners[0].port if self._listeners else self.config.port)
@@ -176,13 +214,14 @@ class Service:
             sock = open_port(address, port)
         except OSError as error:
             key, where = "http-port" if http_port else "port", host_port(address, port)
-            raise CannotStart(
-                f"{self.config.path}: [taas] address, {key}: can't listen on {where}: {error.strerror}"
-            ) from None
+            why = f"can't listen on {where}: {error.strerror}"
+            raise CannotStart(self.config.path, f"[taas] address, {key}", why) from None
         plain = http_port is not None
-        self._listeners.append(
-            Listener(self.loop, sock, lambda sock: self.door.welcome(sock, plain=plain), self._on_exhausted)
-        )
+
+        def welcome(sock: socket.socket, peer: Peer) -> None:
+            self.door.welcome(plain, sock, peer)  # there is no door yet
+
+        self._listeners.append(Listener(self.loop, sock, welcome, self._on_exhausted))
 
     def _advertise(self, peer: Peer) -> str:
         """The public address of the family that PEER came by, or the very one that it came to."""
@@ -205,21 +244,12 @@ class Service:
             return self.store.label_of_host(host)
         return None
 
-    def _stay(self, sock: socket.socket, peer: Peer, right: Right, early: bytes) -> None:
-        """A registration's own connection becomes the responder, if its right still stands."""
-        with contextlib.suppress(StoreError):
-            if not self.leases.holds(right):
-                sock.close()
-                self.journal.note(Outcome.REVOKED, label=right.label, id=right.id, peer=peer)
-                return
-        self.lobby.welcome_responder(sock, peer, right, early)
-
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         try:
             if self.store.changed() or self._store_broken:
                 self.leases.follow_store()
-                self.lobby.revoke(self.leases.holds)
+                self.lobby.revoke(self.leases.holds, self.leases.carries)
                 self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
                 self._store_broken = False
         except StoreError as error:
@@ -239,7 +269,7 @@ class Service:
         try:
             credentials = self.store.count()
         except StoreError as error:
-            raise CannotStart(f"{self.config.path}: [taas] database: {error}") from None
+            raise CannotStart(self.config.path, "[taas] database", error) from None
         ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
         listens = ",".join(host_port(address, port) for port in ports for address in self.config.address)
         pump = "splice" if self._pools.splices else "ring"
@@ -253,24 +283,6 @@ class Service:
             self.journal.note(Outcome.WARNING, cause=cause)
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop the loop's turns, SIGHUP reloads the certificate."""
-        wake = _Wake(self.loop)
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
-        if hasattr(signal, "SIGHUP"):
-            handlers[signal.SIGHUP] = self.reload_certificate
-        old = {
-            number: signal.signal(number, lambda *_, call=call: call()) for number, call in handlers.items()
-        }
-        try:
-            hold_signals(False)
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            wake.close()
-
-    @contextlib.contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
         try:
             yield
@@ -280,148 +292,3 @@ class Service:
             self.loop.close()
             self.journal.close()
             raise
-
-
-class _Wake:
-    """Ends the loop's sleep when a signal comes: the interpreter writes its number into a socket."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._old = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        loop.watch(self._reader.fileno(), self, read=True, write=False)
-
-    def on_readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._reader.recv(512)
-
-    def on_writable(self) -> None: ...
-    def on_finished(self) -> None: ...
-    def on_failed(self) -> None: ...
-    def abort(self) -> None: ...
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(self._old)
-        self._loop.forget(self._reader.fileno())
-        self._reader.close()
-        self._writer.close()
-
-
-def hold_signals(held: bool) -> None:
-    """Let the signals that steer the service wait (while it starts), or come."""
-    if hasattr(signal, "pthread_sigmask"):
-        how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
-        signal.pthread_sigmask(how, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-
-
-def check(config: Config) -> None:
-    """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
-    tls_contexts(config)
-    if config.user:
-        try:
-            uid_gid(config.user)
-        except LookupError as error:
-            raise ConfigError(f"{config.path}: [taas] user: {error}") from None
-    if config.pump == "splice" and not can_splice:
-        raise ConfigError(
-            f"{config.path}: [taas] pump: this system or Python has no splice; use auto or ring"
-        )
-    if not config.database.parent.is_dir():
-        raise ConfigError(f"{config.path}: [taas] database: no folder {config.database.parent}")
-    if config.database.exists():
-        _open_store(config).close()
-    log = config.log.file
-    if log and (log.is_dir() or not os.access(log if log.exists() else log.parent, os.W_OK)):
-        raise ConfigError(f"{config.path}: [log] file: can't write {log}")
-
-
-def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
-    """The front door's TLS by server name, "" being all but the [tls HOST] ones.  Raises ConfigError."""
-    contexts = {"": _tls_context(config, "taas", config.certificate, config.key)}
-    for host, files in config.tls.items():
-        contexts[host] = _tls_context(config, f"tls {host}", *files)
-    return contexts
-
-
-def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 and up, ALPN http/1.1, with the files that SECTION names."""
-    for name, file in (("certificate", certificate), ("key", key)):
-        try:
-            file.open("rb").close()
-        except OSError as error:
-            hint = "; python make_cert.py makes one" if isinstance(error, FileNotFoundError) else ""
-            raise ConfigError(f"{config.path}: [{section}] {name}: {file}: {error.strerror}{hint}") from None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
-    context.num_tickets = 0  # OP_NO_TICKET is for TLS 1.2; two tickets cost 15% of a handshake
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        why = "the key does not belong to the certificate" if "MISMATCH" in str(error) else str(error)
-        raise ConfigError(
-            f"{config.path}: [{section}] certificate, key: {certificate}, {key}: {why}"
-        ) from None
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; the service has nobody to ask for its password")
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as the system lets us have: a live pair needs two, and more while it stalls."""
-    if resource:
-        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _open_journal(config: Config) -> Journal:
-    log = config.log
-    try:
-        journal = Journal(log.file, log.format, log.level)
-        if log.file and (owner := _owner(config)):
-            os.chown(log.file, *owner, follow_symlinks=False)
-    except OSError as error:
-        raise CannotStart(f"{config.path}: [log] file: {log.file}: {error.strerror}") from None
-    return journal
-
-
-def _open_store(config: Config) -> Store:
-    try:
-        return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL", owner=_owner(config))
-    except StoreError as error:
-        raise CannotStart(f"{config.path}: [taas] database: {error}") from None
-
-
-def _owner(config: Config) -> Owner | None:
-    try:
-        return owner_of_files(config.user)
-    except LookupError as error:
-        raise ConfigError(f"{config.path}: [taas] user: {error}") from None
-
-
-def _drop_privileges(config: Config, journal: Journal) -> None:
-    """Become `user` for good, and say what it will miss.  Raises ConfigError, CannotStart."""
-    owner = _owner(config)
-    if not owner:
-        if config.user and uid_gid(config.user)[0] != os.geteuid():
-            raise CannotStart(f"{config.path}: [taas] user: only root can become {config.user}")
-        return
-    _open_store(config).close()  # creates it and leaves it to the user
-    uid, gid = owner
-    os.initgroups(config.user, gid)
-    os.setgid(gid)
-    os.setuid(uid)
-    if not os.access(config.key, os.R_OK):
-        cause = f"{config.user} can't read {config.key}: a renewed certificate will need a restart"
-        journal.note(Outcome.WARNING, cause=cause)
-    if not os.access(config.database, os.R_OK | os.W_OK):
-        raise CannotStart(
-            f"{config.path}: [taas] database: {config.user} can't reach or write {config.database}; give it a"
-            f" folder of its own, as in: install -d -o {config.user} /var/lib/taas"
-        )

@@ -3,8 +3,6 @@
 Knows nothing of TAAS.  Options that a system lacks are left out: each of them only makes us notice sooner.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import socket
@@ -13,12 +11,22 @@ import sys
 
 from taaslib.names import Peer, plain_address
 
-if sys.platform != "win32":
+try:
     import fcntl
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
 _TCP_INFO_SIZE = 104
 _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
+
+
+def is_reserve(fd: int) -> bool:
+    """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
+    return resource is not None and fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
 
 
 def peer_of(sock: socket.socket) -> Peer:

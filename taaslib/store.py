@@ -7,8 +7,6 @@ beside it belong to it.  A commit of another process shows in PRAGMA data_versio
 of ours only in its inode.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import os
@@ -17,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 KEPT_STEPS = 10  # spent steps that stay behind an ID's newest: more than any drift, few enough to forget
@@ -37,7 +36,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created INTEGER NOT NULL)""",
         """CREATE TABLE labels (
             label TEXT PRIMARY KEY NOT NULL,
-            fixed_port INTEGER UNIQUE CHECK (fixed_port BETWEEN 1 AND 65535))""",
+            fixed_port INTEGER UNIQUE CHECK (fixed_port BETWEEN 1 AND 65535),
+            mode TEXT NOT NULL DEFAULT 'redirect' CHECK (mode IN ('redirect', 'passthrough', 'both')))""",
         """CREATE TABLE grants (
             id TEXT NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
             label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE,
@@ -53,16 +53,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             label TEXT PRIMARY KEY NOT NULL,
             port INTEGER NOT NULL UNIQUE CHECK (port BETWEEN 1 AND 65535),
             used INTEGER NOT NULL)""",
-    ),
-    (
-        """ALTER TABLE labels ADD COLUMN mode TEXT NOT NULL DEFAULT 'redirect'
-            CHECK (mode IN ('redirect', 'passthrough', 'both'))""",
-    ),
-    # The primary key gives a host to one label alone.
-    (
+        # The primary key gives a host to one label alone.
         """CREATE TABLE hosts (
             host TEXT PRIMARY KEY NOT NULL,
             label TEXT NOT NULL REFERENCES labels (label) ON DELETE CASCADE) WITHOUT ROWID""",
+        # Rights whose live pairs go on when they are gone.  No reference: the credential may be gone too.
+        """CREATE TABLE spared (
+            id TEXT NOT NULL, label TEXT NOT NULL, generation INTEGER NOT NULL,
+            PRIMARY KEY (id, label, generation)) WITHOUT ROWID""",
+        """CREATE TABLE clocks (
+            id TEXT PRIMARY KEY NOT NULL REFERENCES credentials (id) ON DELETE CASCADE,
+            ahead INTEGER NOT NULL,
+            seen INTEGER NOT NULL) WITHOUT ROWID""",
     ),
 )
 
@@ -140,24 +142,19 @@ class Store:
     # The service's questions.
 
     def credential(self, id: str) -> Credential | None:
-        with self._reading() as db:
-            row = db.execute(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", (id,)).fetchone()
-        return _credential(row) if row else None
-
-    def granted(self, id: str, label: str) -> bool:
-        with self._reading() as db:
-            found = db.execute("SELECT 1 FROM grants WHERE id = ? AND label = ?", (id, label)).fetchone()
-        return found is not None
+        rows = self._rows(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", id)
+        return _credential(rows[0]) if rows else None
 
     def rights(self, id: str, label: str) -> int | None:
         """The generation of the credential, while it is enabled and LABEL granted to it."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT generation FROM credentials JOIN grants USING (id)"
-                " WHERE id = ? AND label = ? AND enabled",
-                (id, label),
-            ).fetchone()
-        return int(row[0]) if row else None
+        query = "SELECT generation FROM credentials JOIN grants USING (id)"
+        rows = self._rows(f"{query} WHERE id = ? AND label = ? AND enabled", id, label)
+        return int(rows[0][0]) if rows else None
+
+    def spared(self, id: str, label: str, generation: int) -> bool:
+        """Whether live pairs that rest on this right go on, even if it is gone."""
+        query = "SELECT 1 FROM spared WHERE id = ? AND label = ? AND generation = ?"
+        return bool(self._rows(query, id, label, generation))
 
     def spend_step(self, id: str, step: int, address: str, horizon: int) -> Spent:
         """Spend STEP of ID for ADDRESS (what counts as one peer, or "*" for everybody).
@@ -175,47 +172,57 @@ class Store:
                 spender = _spender(db, id, step)  # again: this time nobody else can write
                 if spender is None:
                     db.execute("INSERT INTO spent_steps VALUES (?, ?, ?)", (id, step, address))
+                    db.execute("DELETE FROM clocks WHERE id = ?", (id,))
                     db.execute("DELETE FROM spent_steps WHERE id = ? AND step < ?", (id, step - KEPT_STEPS))
                     return Spent.FRESH
         if spender is not None and spender != address:
             return Spent.ELSEWHERE
         return Spent.STALE if newer else Spent.AGAIN
 
+    def note_clock(self, id: str, ahead: int, now: int) -> None:
+        """The clock of ID's device was seen AHEAD seconds off; its next right code takes this back."""
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)", (id, ahead, now))
+
+    def clock(self, id: str) -> tuple[int, int] | None:
+        """By how many seconds the clock of ID's device was ahead, and when that was seen."""
+        rows = self._rows("SELECT ahead, seen FROM clocks WHERE id = ?", id)
+        return rows[0] if rows else None
+
     def count(self) -> int:
         """How many credentials are enabled."""
-        with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM credentials WHERE enabled").fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM credentials WHERE enabled")[0][0])
 
     def label_port(self, label: str) -> tuple[int | None, int | None]:
         """The port that the operator fixed for LABEL, and the one that it had last."""
-        with self._reading() as db:
-            fixed = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
-            sticky = db.execute("SELECT port FROM sticky_ports WHERE label = ?", (label,)).fetchone()
-        return (fixed[0] if fixed else None, sticky[0] if sticky else None)
+        fixed = self._rows("SELECT fixed_port FROM labels WHERE label = ?", label)
+        sticky = self._rows("SELECT port FROM sticky_ports WHERE label = ?", label)
+        return (fixed[0][0] if fixed else None, sticky[0][0] if sticky else None)
 
     def mode(self, label: str) -> str:
         """How visitors come to LABEL: "redirect" (also of unknown labels), "passthrough" or "both"."""
-        with self._reading() as db:
-            row = db.execute("SELECT mode FROM labels WHERE label = ?", (label,)).fetchone()
-        return row[0] if row else "redirect"
+        rows = self._rows("SELECT mode FROM labels WHERE label = ?", label)
+        return rows[0][0] if rows else "redirect"
+
+    def opens_q(self, label: str) -> bool:
+        """Whether LABEL may have a port q: it is redirected to, and somebody may serve it."""
+        query = "SELECT 1 FROM credentials JOIN grants USING (id) JOIN labels USING (label)"
+        return bool(self._rows(f"{query} WHERE label = ? AND enabled AND mode <> 'passthrough'", label))
 
     def passes_through(self) -> bool:
         """Whether any label is passed through."""
-        with self._reading() as db:
-            row = db.execute("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1").fetchone()
-        return row is not None
+        return bool(self._rows("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1"))
 
     def label_of_host(self, host: str) -> str | None:
         """The label that the operator gave the own domain HOST to."""
-        with self._reading() as db:
-            row = db.execute("SELECT label FROM hosts WHERE host = ?", (host,)).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT label FROM hosts WHERE host = ?", host)
+        return rows[0][0] if rows else None
 
     def hosts(self, label: str) -> tuple[str, ...]:
         """The own domains of LABEL."""
-        with self._reading() as db:
-            rows = db.execute("SELECT host FROM hosts WHERE label = ? ORDER BY host", (label,)).fetchall()
-        return tuple(host for (host,) in rows)
+        return tuple(
+            host for (host,) in self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
+        )
 
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
@@ -229,9 +236,8 @@ class Store:
 
     def taken_ports(self) -> tuple[frozenset[int], tuple[int, ...]]:
         """All fixed ports; all sticky ports, least recently used first."""
-        with self._reading() as db:
-            fixed = db.execute("SELECT fixed_port FROM labels WHERE fixed_port IS NOT NULL").fetchall()
-            sticky = db.execute("SELECT port FROM sticky_ports ORDER BY used, port").fetchall()
+        fixed = self._rows("SELECT fixed_port FROM labels WHERE fixed_port IS NOT NULL")
+        sticky = self._rows("SELECT port FROM sticky_ports ORDER BY used, port")
         return frozenset(port for (port,) in fixed), tuple(port for (port,) in sticky)
 
     def changed(self) -> bool:
@@ -276,17 +282,19 @@ class Store:
             _require(db, id)
             _grant(db, id, labels)
 
-    def revoke(self, id: str, labels: Sequence[str]) -> None:
+    def revoke(self, id: str, labels: Sequence[str], keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live, labels)
             for label in labels:
                 if not db.execute("DELETE FROM grants WHERE id = ? AND label = ?", (id, label)).rowcount:
                     raise Refused(f"label {label} is not granted to ID {id}")
             _forget_ungranted(db)
 
-    def remove(self, id: str) -> None:
+    def remove(self, id: str, keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live)
             db.execute("DELETE FROM credentials WHERE id = ?", (id,))
             _forget_ungranted(db)
 
@@ -310,18 +318,21 @@ class Store:
             if not db.execute("DELETE FROM hosts WHERE host = ? AND label = ?", (host, label)).rowcount:
                 raise Refused(f"label {label} has no host {host}")
 
-    def rotate(self, id: str, secret: str) -> None:
+    def rotate(self, id: str, secret: str, keep_live: bool = True) -> None:
         """Give ID another secret.  The steps that were spent with the old one are free again."""
         with self._writing() as db:
             _require(db, id)
+            _spare(db, id, keep_live)
             db.execute(
                 "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?", (secret, id)
             )
             db.execute("DELETE FROM spent_steps WHERE id = ?", (id,))
 
-    def set_enabled(self, id: str, enabled: bool) -> None:
+    def set_enabled(self, id: str, enabled: bool, keep_live: bool = False) -> None:
         with self._writing() as db:
             _require(db, id)
+            if not enabled:
+                _spare(db, id, keep_live)
             db.execute("UPDATE credentials SET enabled = ? WHERE id = ?", (enabled, id))
 
     def entries(self) -> list[Entry]:
@@ -344,6 +355,10 @@ class Store:
         return by_id or [entry for entry in entries if id_or_label in entry.labels]
 
     # The connection.
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with self._reading() as db:
+            return db.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -420,7 +435,7 @@ class Store:
 _CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
 
 
-def _credential(row: tuple[str, str, int, int, str, int, int]) -> Credential:
+def _credential(row: tuple[Any, ...]) -> Credential:
     id, secret, digits, period, algorithm, enabled, generation = row
     return Credential(id, secret, digits, period, algorithm, bool(enabled), generation)
 
@@ -443,6 +458,17 @@ def _grant(db: sqlite3.Connection, id: str, labels: Sequence[str]) -> None:
     for label in labels:
         db.execute("INSERT INTO labels (label) VALUES (?) ON CONFLICT DO NOTHING", (label,))
         db.execute("INSERT INTO grants VALUES (?, ?) ON CONFLICT DO NOTHING", (id, label))
+
+
+def _spare(db: sqlite3.Connection, id: str, keep_live: bool, labels: Sequence[str] = ()) -> None:
+    """ID loses its rights under LABELS, or all: let its live pairs go on, or end them, older ones too."""
+    marks = ", ".join("?" * len(labels))
+    which = f"id = ? AND label IN ({marks})" if labels else "id = ?"
+    if keep_live:
+        rights = f"SELECT id, label, generation FROM credentials JOIN grants USING (id) WHERE {which}"
+        db.execute(f"INSERT INTO spared {rights} ON CONFLICT DO NOTHING", (id, *labels))
+    else:
+        db.execute(f"DELETE FROM spared WHERE {which}", (id, *labels))
 
 
 def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:

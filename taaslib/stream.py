@@ -10,12 +10,9 @@ through TLS.  A client that goes on sending would make OpenSSL fail for good, an
 bytes turns the answer on its way into a reset (RFC 9112 9.6).
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl
-from typing import Protocol
 
 _CHUNK = 16 * 1024  # one TLS record's worth (RFC 8446 5.1)
 _MAX_UNREAD = 256 * 1024  # octets; a handshake with a long certificate chain is a tenth of it
@@ -25,19 +22,8 @@ class TlsFailed(Exception):
     """The peer's TLS can't be gone on with; what OpenSSL wants to say of it stands to be flushed."""
 
 
-class Stream(Protocol):
-    def receive(self) -> bytes | None: ...
-    def send(self, data: bytes) -> None: ...
-    def flush(self) -> bool: ...
-    def finish(self) -> bool: ...
-    @property
-    def backlog(self) -> bool: ...
-    @property
-    def established(self) -> bool: ...
-
-
 class PlainStream:
-    established = True
+    established = True  # its TLS, if it has any
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -61,7 +47,11 @@ class PlainStream:
 
     def flush(self) -> bool:
         """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
-        self._unsent = _send(self._sock, self._unsent)
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            pass
         return not self._unsent
 
     def finish(self) -> bool:
@@ -72,23 +62,17 @@ class PlainStream:
         return True
 
 
-class TlsStream:
+class TlsStream(PlainStream):
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, first: bytes = b"") -> None:
         """FIRST is what was read from SOCK before it was known that its TLS is ours."""
-        self._sock = sock
+        super().__init__(sock)
         self._first = first
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._unsent = b""
         self._closing = False
         self._fault = ""
         self.peer_closed = False  # its close_notify has come
         self.established = False
-
-    @property
-    def backlog(self) -> bool:
-        """Whether `flush` left something."""
-        return bool(self._unsent)
 
     def receive(self) -> bytes | None:
         """Go on with the handshake, then decrypt; None for nothing yet, b"" at the end.
@@ -148,8 +132,7 @@ class TlsStream:
         """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
         if self._outgoing.pending:
             self._unsent += self._outgoing.read()
-        self._unsent = _send(self._sock, self._unsent)
-        return not self._unsent
+        return super().flush()
 
     def finish(self) -> bool:
         """close_notify and FIN, once all is sent; False while it is not.  Raises OSError."""
@@ -157,17 +140,4 @@ class TlsStream:
             self._closing = True
             with contextlib.suppress(ssl.SSLError):  # SSLWantRead: ours is written, theirs not yet there
                 self._tls.unwrap()
-        if not self.flush():
-            return False
-        self._sock.shutdown(socket.SHUT_WR)
-        return True
-
-
-def _send(sock: socket.socket, data: bytes) -> bytes:
-    """Send what the kernel takes of DATA and return the rest."""
-    while data:
-        try:
-            data = data[sock.send(data) :]
-        except BlockingIOError:
-            break
-    return data
+        return super().finish()

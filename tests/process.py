@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from house import REGISTRAR, SERVERS
+import pyotp
+from house import ID, REGISTRAR, SECRETS, SERVERS
+
+from taaslib.store import Credential, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,12 +70,48 @@ class Process:
                 return self
             assert self.popen.poll() is None and time.monotonic() < deadline, self.popen.stderr
 
-    def answer(self, host: str = f"home.{SERVERS}") -> int:
-        """The status of GET / for HOST."""
+    def ask(self, line: str, host: str, fields: str = "", *, check: bool = True) -> str:
+        """One exchange; the certificate is for HOST, unless CHECK is off."""
         context = ssl.create_default_context(cafile=str(self.folder / "registrar.crt"))
+        context.check_hostname = check
         with self.connect() as sock, context.wrap_socket(sock, server_hostname=host) as tls:
-            tls.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            return int(tls.recv(4096).split()[1])
+            tls.sendall(f"{line} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode())
+            return b"".join(iter(lambda: tls.recv(4096), b"")).decode()
+
+    def answer(self, host: str = f"home.{SERVERS}", *, check: bool = True) -> int:
+        """The status of GET / for HOST."""
+        return int(self.ask("GET /", host, check=check).split()[1])
+
+    def add_credential(self) -> None:
+        """ID may serve `home`."""
+        with contextlib.closing(Store(self.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+            store.add(Credential(ID, SECRETS[ID]), ["home"], None, 0)
+
+    def register(self) -> str:
+        """What PUT /register/home answers to a right code."""
+        code = pyotp.TOTP(SECRETS[ID]).generate_otp(int(time.time()) // 30)
+        authorization = f'Authorization: TOTP username="{ID}", response="{code}"\r\n'
+        return self.ask("PUT /register/home", REGISTRAR, authorization)
+
+    def put(self) -> int:
+        return int(self.register().split()[1])
+
+    def tries(self, status: int, host: str) -> bool:
+        """Whether GET / for HOST has that STATUS; False while it is not answered at all."""
+        with contextlib.suppress(OSError):
+            return self.answer(host) == status
+        return False
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """(responder, visitor) of `home` that have met."""
+        responder = socket.create_connection(("127.0.0.1", int(self.register().rpartition(":")[2])), 20)
+        self.until(lambda: " waits " in self.log)
+        host = f"home.{SERVERS}"
+        q = int(self.ask("GET /", host).partition(f"https://{host}:")[2].partition("/")[0])
+        visitor = socket.create_connection(("127.0.0.1", q), 20)
+        visitor.sendall(b"x")
+        assert responder.recv(1) == b"x"
+        return responder, visitor
 
     def until(self, happened: Callable[[], object], seconds: float = 30) -> None:
         """Ask until it has HAPPENED; give up after SECONDS."""
@@ -84,6 +123,11 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         assert self.popen
         self.popen.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and what it said on standard error, once it has ended by itself."""
+        assert self.popen
         _, errors = self.popen.communicate(timeout=20)
         return self.popen.returncode, errors
 

@@ -202,7 +202,7 @@ def test_a_fault_of_ours_closes_one_connection_and_not_the_service(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(house.service.door, "_registrar", broken)
+    monkeypatch.setattr(house.service.door, "registrar", broken)
     wire = house.tls().say(GOOD)
     house.until(lambda: wire.gone)
     fault = house.events("fault")[0]
@@ -223,3 +223,9 @@ def test_one_connection_too_many_displaces_the_oldest(build: Callable[..., House
     assert [wire.gone for wire in loris] == [True] * 15 + [False] * 5
     assert house.ask(GOOD).status == 401
     assert len(house.service.door._exchanges) <= 5
+
+
+def test_the_registrar_comes_first_and_may_bear_the_servers_name_itself(build: Callable[..., House]) -> None:
+    house = build(registrar=SERVERS)
+    for host, status in ((SERVERS, 401), (f"{SERVERS.upper()}.:8443", 401), (f"home.{SERVERS}", 503)):
+        assert house.ask(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), None).status == status

@@ -19,7 +19,8 @@ OPERATIONS = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 
 @contextlib.contextmanager
 def journal(file: Path, *options: str) -> Iterator[Journal]:
-    with contextlib.closing(Journal(file, *options)) as journal:
+    with contextlib.closing(Journal()) as journal:
+        journal.configure(file, *options)
         yield journal
 
 

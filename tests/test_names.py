@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taaslib import names
-from taaslib.names import Addressee, Peer, To
+from taaslib.names import Peer
 
 SERVERS = "taas.example.com"
 REGISTRAR = "registrar.taas.example.com"
-STRANGER = Addressee(To.STRANGER)
 
 ORDINARY = ["constructor", "tostring", "hasownproperty", "valueof", "null", "default", "0", "a-b", "xn--a"]
 
@@ -75,8 +74,8 @@ NO_LABELS += [
 ]  # the Kelvin sign, whose lower case is an ordinary k
 
 
-def addressee(authority: str) -> Addressee:
-    return names.addressee(names.host_of(authority), REGISTRAR, SERVERS)
+def label_of(authority: str) -> str | None:
+    return names.label_of(names.host_of(authority), SERVERS)
 
 
 # ---- hosts -----------------------------------------------------------------------------------------------
@@ -109,22 +108,10 @@ def test_what_is_no_host_is_refused(authority: str) -> None:
         names.host_of(authority)
 
 
-@pytest.mark.parametrize(
-    "authority", [REGISTRAR, "REGISTRAR.taas.example.com.:443", "registrar.Taas.Example.Com:8443"]
-)
-def test_the_registrar_is_reached_by_its_name_even_below_the_servers_name(authority: str) -> None:
-    assert addressee(authority) == Addressee(To.REGISTRAR)
-
-
-def test_the_registrar_may_bear_the_servers_name_itself() -> None:
-    assert names.addressee(SERVERS, SERVERS, SERVERS) == Addressee(To.REGISTRAR)
-    assert names.addressee(f"home.{SERVERS}", SERVERS, SERVERS) == Addressee(To.LABEL, "home")
-
-
 @pytest.mark.parametrize("label", [*ORDINARY, "a", "x" * 63, "registra", "registrarx"])
 def test_a_label_below_the_servers_name_is_meant_whatever_it_is_called(label: str) -> None:
     for authority in (f"{label}.{SERVERS}", f"{label.upper()}.{SERVERS.upper()}.:8443"):
-        assert addressee(authority) == Addressee(To.LABEL, label)
+        assert label_of(authority) == label
 
 
 @pytest.mark.parametrize(
@@ -152,7 +139,7 @@ def test_a_label_below_the_servers_name_is_meant_whatever_it_is_called(label: st
     ],
 )
 def test_anybody_else_is_a_stranger(authority: str) -> None:
-    assert addressee(authority) == STRANGER
+    assert label_of(authority) is None
 
 
 # ---- labels ----------------------------------------------------------------------------------------------
@@ -178,7 +165,7 @@ def test_any_text_is_a_label_or_a_value_error(text: str) -> None:
         return
     assert names.label(label) == label and set(label) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert 1 <= len(label) <= 63 and label[0] != "-" != label[-1]
-    assert addressee(f"{label}.{SERVERS}:1").label == (label if label != "registrar" else "")
+    assert label_of(f"{label}.{SERVERS}:1") == label
 
 
 @settings(deadline=None)
@@ -190,7 +177,7 @@ def test_any_authority_is_a_host_or_a_value_error(authority: str) -> None:
         return
     assert host.isascii() and host == host.lower()
     assert names.host_of(f"{host}.") == host if not host.startswith("[") else host.endswith("]")
-    label = addressee(authority).label
+    label = label_of(authority)
     assert not label or host == f"{label}.{SERVERS}"
 
 

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from taaslib.rendezvous import Answer, Paired, Refused, Rendezvous, Seats, Waiting
+from taaslib.limits import Limits
+from taaslib.rendezvous import Answer, Paired, Refused, Rendezvous, Waiting
 
 NEVER = float("-inf")
 Book = Rendezvous[str]
@@ -27,7 +28,7 @@ def seek(book: Book, *legs: str, now: float = 0) -> list[Answer[str]]:
 
 @pytest.fixture
 def book() -> Book:
-    return Rendezvous(Seats())
+    return Rendezvous(Limits())
 
 
 # ---- who meets whom --------------------------------------------------------------------------------------
@@ -117,8 +118,8 @@ def test_a_label_has_200_seats_and_a_full_one_still_displaces(book: Book) -> Non
     assert offer(book, "x", id="another") == [Waiting()]
 
 
-def test_32_clients_are_parked_and_the_next_is_refused(book: Book) -> None:
-    assert seek(book, *(f"i{n}" for n in range(33))) == [Waiting()] * 32 + [Refused()]
+def test_128_clients_are_parked_and_the_next_is_refused(book: Book) -> None:
+    assert seek(book, *(f"i{n}" for n in range(129))) == [Waiting()] * 128 + [Refused()]
     assert offer(book, "r1") == [Paired("r1", "i0")]
     assert seek(book, "x", "y") == [Waiting(), Refused()]
 
@@ -207,7 +208,7 @@ def test_a_room_with_somebody_in_it_is_not_forgotten(book: Book) -> None:
 
 # ---- any script at all -----------------------------------------------------------------------------------
 
-SEATS = Seats(per_id=2, responders=3, initiators=2, refill=30)
+SEATS = Limits(responders_per_id=2, responders_per_label=3, parked_per_label=2, refill=30)
 LABELS = st.sampled_from(["home", "constructor"])
 
 
@@ -247,11 +248,11 @@ class AnyScript(RuleBasedStateMachine):
             first = book.initiators.pop(0)
             assert answer == Paired(leg, first)
             book.pair(leg, first, self.now)
-        elif len(mine) == SEATS.per_id:
+        elif len(mine) == SEATS.responders_per_id:
             assert answer == Waiting(displaced=mine[0][1])
             book.responders.remove(mine[0])
             book.responders.append((id, leg))
-        elif len(book.responders) == SEATS.responders:
+        elif len(book.responders) == SEATS.responders_per_label:
             assert answer == Refused()
         else:
             assert answer == Waiting()
@@ -265,7 +266,7 @@ class AnyScript(RuleBasedStateMachine):
             _, first = book.responders.pop(0)
             assert answer == Paired(first, leg)
             book.pair(first, leg, self.now)
-        elif len(book.initiators) == SEATS.initiators:
+        elif len(book.initiators) == SEATS.parked_per_label:
             assert answer == Refused()
         else:
             assert answer == Waiting()
@@ -320,10 +321,11 @@ class AnyScript(RuleBasedStateMachine):
     @invariant()
     def no_queue_is_over_its_cap_and_one_of_the_two_is_empty(self) -> None:
         for label, book in self.books.items():
-            assert self.rooms.waiting(label) == len(book.responders) <= SEATS.responders
+            assert self.rooms.waiting(label) == len(book.responders) <= SEATS.responders_per_label
             assert self.rooms.live(label) == len(book.live)
-            assert len(book.initiators) <= SEATS.initiators and not (book.responders and book.initiators)
-            assert all([id for id, _ in book.responders].count(id) <= SEATS.per_id for id in "ABC")
+            assert len(book.initiators) <= SEATS.parked_per_label
+            assert not (book.responders and book.initiators)
+            assert all([id for id, _ in book.responders].count(id) <= SEATS.responders_per_id for id in "ABC")
 
     @invariant()
     def served_means_what_the_protocol_says(self) -> None:

@@ -84,7 +84,7 @@ def test_the_file_keeps_everything(store: Store, opened: Opener, path: Path) -> 
     store.close()
     again = opened(path)
     assert again.credential(HOME.id) == HOME
-    assert again.granted(HOME.id, "home")
+    assert again.rights(HOME.id, "home") is not None
     assert again.label_port("home") == (None, 61007)
     assert again.spend_step(HOME.id, 100, "192.0.2.2", 101) is Spent.ELSEWHERE
 
@@ -141,7 +141,7 @@ def test_a_missing_folder_is_named(opened: Opener, tmp_path: Path) -> None:
 
 def test_an_unknown_id_has_nothing(store: Store) -> None:
     assert store.credential("nobody") is None
-    assert not store.granted("nobody", "home")
+    assert store.rights("nobody", "home") is None
     assert store.rights("nobody", "home") is None
 
 
@@ -149,7 +149,7 @@ def test_an_unknown_id_has_nothing(store: Store) -> None:
 def test_b4_b5_names_of_javascript_s_own_objects_mean_nothing(store: Store, lesson: str) -> None:
     label = lesson.split("_")[1].lower()
     for name in (label, "tostring", "toString", "__proto__", "' OR 1=1 --", "home\0", "HOME", "hom_", "%"):
-        assert not store.granted(HOME.id, name)
+        assert store.rights(HOME.id, name) is None
         assert store.rights(HOME.id, name) is None
         assert store.credential(name) is None
         assert store.label_port(name) == (None, None)
@@ -167,7 +167,6 @@ def test_rights_end_with_the_grant_and_while_disabled(store: Store) -> None:
     assert store.rights(HOME.id, "blog") is None
     store.set_enabled(HOME.id, False)
     assert (store.rights(HOME.id, "home"), store.count()) == (None, 0)
-    assert store.granted(HOME.id, "home")
     store.set_enabled(HOME.id, True)
     assert (store.rights(HOME.id, "home"), store.count()) == (7, 1)
     store.revoke(HOME.id, ["home"])
@@ -283,7 +282,7 @@ def test_an_id_is_added_once(store: Store) -> None:
     with pytest.raises(Refused, match="exists already"):
         store.add(Credential(HOME.id, "OTHER"), ["blog"], None, 2000)
     assert store.credential(HOME.id) == HOME
-    assert not store.granted(HOME.id, "blog")
+    assert store.rights(HOME.id, "blog") is None
 
 
 def test_a_fixed_port_is_one_label_s_and_nothing_is_half_added(store: Store) -> None:
@@ -324,7 +323,7 @@ def test_a_change_to_an_unknown_id_is_refused(store: Store) -> None:
 def test_revoking_what_was_not_granted_revokes_nothing(store: Store) -> None:
     with pytest.raises(Refused, match="label blog is not granted"):
         store.revoke(HOME.id, ["home", "blog"])
-    assert store.granted(HOME.id, "home")
+    assert store.rights(HOME.id, "home") is not None
 
 
 def test_entries_are_found_by_id_or_by_label_in_the_order_of_making(store: Store) -> None:

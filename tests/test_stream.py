@@ -14,7 +14,7 @@ import pytest
 from house import REGISTRAR, SERVERS
 
 from taaslib.config import Config
-from taaslib.service import tls_contexts
+from taaslib.startup import tls_contexts
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
 
 RECORD = 16 * 1024  # octets, RFC 8446 5.1

@@ -18,7 +18,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 DIST = TOP / "dist"
 SCRIPTS = ("taas.py", "taas_admin.py", "taas_agent.py", "make_cert.py")
-PAPERS = ("taas.ini.example", "README.md", "CHANGELOG.md", "LICENSE")
+PAPERS = ("taas.ini.example", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE")
 EPOCH_OF_ZIP = 315532800  # 1980-01-01: a zip entry can't be older
 
 Files = dict[str, bytes]
@@ -27,6 +27,7 @@ Files = dict[str, bytes]
 def main() -> int:
     code = read(*SCRIPTS) | {f"taaslib/{p.name}": p.read_bytes() for p in (TOP / "taaslib").glob("*.py")}
     papers = read(*(name for name in PAPERS if (TOP / name).exists()))
+    papers |= {f"contrib/{path.name}": path.read_bytes() for path in (TOP / "contrib").iterdir()}
     papers |= {f"docs/{path.name}": path.read_bytes() for path in (TOP / "docs").glob("*.md")}
     libraries = pinned_libraries()
     date = source_date()
