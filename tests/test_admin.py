@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import configparser
 import json
@@ -204,11 +205,12 @@ def test_every_algorithm_s_secret_makes_the_codes_of_rfc_6238_for_agent_and_serv
 
     for algorithm, octets in (("SHA1", 20), ("SHA256", 32), ("SHA512", 64)):
         added = answer(folder, "add", algorithm, "--algorithm", algorithm)
-        settings = taas_agent.read_agent_file(str(folder / added["file"]))
-        assert len(settings.secret) == octets
+        options = argparse.Namespace(to="127.0.0.1:443")
+        said = taas_agent.AgentFile(str(folder / added["file"]), options).credential
+        assert len(said.secret) == octets
         totp = pyotp.parse_uri(added["uri"])
         assert isinstance(totp, pyotp.TOTP)
-        assert settings.code(30 * 41.0) == totp.generate_otp(41)
+        assert taas_agent.totp(said.secret, 41, said.digits, said.algorithm) == totp.generate_otp(41)
 
 
 def test_an_id_is_used_once(folder: Path) -> None:

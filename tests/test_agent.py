@@ -270,6 +270,13 @@ class AgentProcess:
             assert self._grown.wait_for(found, PATIENCE), f"no {words} in:\n{''.join(self.log)}"
             return found() or ""
 
+    def said_twice(self, word: str) -> None:
+        def twice() -> bool:
+            return sum(word in line for line in self.log) == 2
+
+        with self._grown:
+            assert self._grown.wait_for(twice, PATIENCE), "".join(self.log)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -542,9 +549,13 @@ def test_nothing_is_written_to_a_waiting_connection(start: Start, registrar: Reg
 
 def test_a_waiting_connection_that_the_service_closes_is_replaced(start: Start, registrar: Registrar) -> None:
     agent = start("--waiting", "1")
-    registrar.responder().close()
+    waiting = registrar.responder()
+    agent.said(" ready ")
+    waiting.close()
     agent.said(" lost label=home", "closed by the service before a visitor came", "retry_seconds=")
-    close_with_reset(registrar.responder())
+    waiting = registrar.responder()
+    agent.said_twice(" ready ")
+    close_with_reset(waiting)
     agent.said(" lost label=home", "Connection reset by peer")
     registrar.responder().close()
 
@@ -574,12 +585,7 @@ def test_ready_is_said_again_after_all_were_lost(start: Start, registrar: Regist
     agent.said(" ready ")
     for sock in [registrar.responder() for _ in range(4)]:
         sock.close()  # the first loss holds the next try back for half a second at least
-
-    def twice() -> bool:
-        return sum(" ready " in line for line in agent.log) == 2
-
-    with agent._grown:
-        assert agent._grown.wait_for(twice, PATIENCE), "".join(agent.log)
+    agent.said_twice(" ready ")
 
 
 def test_an_ipv6_answer_is_understood(start: Start, pinned: Certificate, target: socket.socket) -> None:

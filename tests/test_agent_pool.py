@@ -408,4 +408,6 @@ def test_a_visitor_that_leaves_in_the_moment_that_it_comes(
             with accept(target) as service, contextlib.suppress(ConnectionResetError):
                 if service.recv(6) == b"I stay":
                     break
-    assert agent.pool()["live"] in "01"
+    times = 1
+    while agent.pool(times)["live"] != "0":  # it ends what is left; the test's own time limit is the deadline
+        times += 1

@@ -28,6 +28,7 @@ import h11
 
 import taas_agent
 from taaslib import authorization, clienthello, config, http1, names, proxy2, redirector
+from taaslib.limits import Limits
 
 REGISTRAR, SERVERS = "registrar.taas.example.com", "taas.example.com"
 
@@ -131,7 +132,7 @@ def answer_redirector(data: bytes) -> Iterator[str]:
         advertise=lambda peer: "203.0.113.5",
         servers=SERVERS,
         location="label",
-        retry_after=5,
+        limits=Limits(),
     )
     answer = ours.answer(request, label, names.Peer("192.0.2.1", 1, "203.0.113.5"), None)
     response = answer.response.to_bytes(0.0)
@@ -323,13 +324,10 @@ def read_names(data: bytes) -> Iterator[str]:
     if host is None:
         yield "no host"
     else:
-        to = names.addressee(host, REGISTRAR, SERVERS)
-        yield to.to.value
+        label = names.label_of(host, SERVERS)
+        yield "a label's host" if label else "another host"
         below = host.removesuffix("." + SERVERS) if host.endswith("." + SERVERS) else ""
-        if host == REGISTRAR:
-            assert to.to is names.To.REGISTRAR
-        else:
-            assert (to.to is names.To.LABEL) == _is_label(below) and to.label == below * _is_label(below)
+        assert (label or "") == below * _is_label(below)
         yield from ["an address"] * names.is_address(host)
     try:
         assert names.label(text) == text.lower() and _is_label(text.lower())
@@ -486,7 +484,7 @@ TARGETS = {
     ),
     "names": Target(
         read_names,
-        ("registrar", "label", "stranger", "no host", "an address", "a label's text", "an own domain")
+        ("a label's host", "another host", "no host", "an address", "a label's text", "an own domain")
         + ("no own domain",),
     ),
     "config": Target(
