@@ -1,4 +1,4 @@
-# run - test - check - slow-test - dist.  CI calls only these.  PYTHON and VENV choose another Python.
+# run - test - check - slow-test - bench - dist.  CI calls only these.  PYTHON and VENV choose another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,14 +8,15 @@ export PYTHON VENV
 PORT ?= 8443
 PYTEST ?=
 
-SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools
+SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools bench
 
-.PHONY: help run test check slow-test dist clean dev
+.PHONY: help run test check slow-test bench dist clean dev
 
 help:
 	@echo "make run        the whole journey on this machine: service, agent, sample page (Ctrl-C ends it)"
 	@echo "make test       the tests (slow ones: make slow-test)"
 	@echo "make check      ruff, mypy --strict, the tests"
+	@echo "make bench      our service beside its peers (QUICK=1: under two minutes; YES=1: fetch the peers unasked)"
 	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
 	@echo "make clean      forget what the others made"
 
@@ -40,6 +41,13 @@ check: dev
 # pytest calls it an error (5) when it finds no test; here that is a fact worth a line.
 slow-test: dev
 	"$(VENV)/bin/python" -m pytest -m slow $(PYTEST) || { [ $$? = 5 ] && echo "there are no slow tests"; }
+
+# Takes half an hour and wants a machine that does nothing else; bench/README.md says what it measures.
+bench:
+	@sh tools/need.sh python3 python3-venv openssl gcc libssl-dev
+	@sh tools/environment.sh run
+	@sh bench/fetch_peers.sh
+	@"$(VENV)/bin/python" bench/run.py $(if $(QUICK),--quick)
 
 dist:
 	@sh tools/need.sh python3 python3-venv

@@ -11,6 +11,7 @@ is_there() {
         python3) "$python" -c 'import sys, ssl, sqlite3; sys.exit(sys.version_info < (3, 10))' ;;
         python3-venv) "$python" -c 'import ensurepip, venv' ;;
         iproute2) command -v ip ;;
+        libssl-dev) test -f /usr/include/openssl/ssl.h ;;
         chromium) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
