@@ -1,6 +1,6 @@
 /* gen: both ends of every connection through a relay, in one thread and one epoll loop.
  *
- *   gen -p PORT -b BACKEND ...                     a plain relay that connects to BACKEND, where gen listens
+ *   gen -p PORT -b BACKEND ...                       a plain relay that connects to BACKEND, where gen listens
  *   gen -t DOOR -n REGISTRAR -s SERVERS -f FILE ...  TAAS: gen registers, and FILE has lines LABEL ID SECRET
  *   -t DOOR with -p -b: a relay whose visitors ask a front door first (-d)
  *
@@ -10,7 +10,8 @@
  *          -d: each asks the front door first.  -x: they speak TLS to the front door (pass-through)
  * doors:   -N clients of the front door for -S seconds: -m redirect, register or stay
  *
- * -l LABEL: an agent serves it.  -y: hidden servers stay on the connection that registered.  -g FILE: what each visitor says first.
+ * -l LABEL: an agent serves it.  -y: hidden servers stay on the connection that registered.
+ * -g FILE: what each visitor says first.
  *
  * It prints "ready", waits for a line, does the timed part, prints one JSON object, and stays until end of
  * file: so the caller can read the relay's CPU time while nothing moves.
@@ -34,6 +35,7 @@
 #include <unistd.h>
 
 #define CHUNK (256 * 1024)
+#define SUPPLIERS 8 /* threads that register beforehand */
 #define MOST 8000000 /* latencies kept */
 
 typedef struct End End;
@@ -47,14 +49,21 @@ int door, labels;
 const char *registrar = "taas-registrar.example", *servers = "taas.example";
 Credential *credentials;
 
-static int port, backend, stays, keeps, asks_first, passes, refills;
-static int size = 64, greeting_length;
+/* Options; the comment at the top says which letter is which. */
+static int relay_port, backend, at_once, pours, handshakes, visits, waiting, size = 64;
+static int stays, keeps, asks_first, passes, refills;
+static double span = 1;
+static const char *file, *kind = "redirect", *agents_label = "home";
+
+static int greeting_length;
 static char data[2 * 1024 * 1024], greeting[8192];
 static int everything, streams; /* epoll sets; the second one stands in the first */
 static int *ports_q, stock, next_label;
 static int silent; /* visitors that have not been answered yet */
-static int measured, at_once, left, active;
+static int measured, left, active;
 static long done, errors, octets;
+static uint64_t timed_from;
+static double cpu_before;
 static uint32_t *latencies;
 static sem_t room; /* for one more waiting hidden server, with -r */
 static int arrivals[2];
@@ -151,12 +160,12 @@ static void accept_hidden(End *end) {
 static void *registering(void *unused) {
     for (;;) {
         sem_wait(&room);
-        int label = __atomic_fetch_add(&next_label, 1, __ATOMIC_RELAXED) % labels;
+        int which = __atomic_fetch_add(&next_label, 1, __ATOMIC_RELAXED) % labels;
         int fd;
-        while ((fd = register_responder(&credentials[label], stays)) < 0) errors++, usleep(1000);
+        while ((fd = register_responder(&credentials[which], stays)) < 0) errors++, usleep(1000);
         welcome(everything, fd, echo, EPOLLIN);
         __atomic_fetch_add(&stock, 1, __ATOMIC_RELAXED);
-        if (refills && write(arrivals[1], &label, sizeof label) < 0) return unused;
+        if (refills && write(arrivals[1], &which, sizeof which) < 0) return unused;
     }
 }
 
@@ -179,7 +188,7 @@ static void supply(int count, int threads) {
 /* Visitors. */
 
 static int visitor_socket(int label, int blocking) {
-    int *q = ports_q ? &ports_q[label] : &port;
+    int *q = ports_q ? &ports_q[label] : &relay_port;
     if (asks_first || (!*q && !passes)) *q = redirect_port(credentials[label].label);
     int fd = dial(passes ? door : *q, blocking, 1);
     if (fd < 0) die("connect");
@@ -299,11 +308,14 @@ static uint64_t after(double seconds) {
     return nanoseconds() + (uint64_t)(seconds * 1e9);
 }
 
+/* The timed part begins when this returns. */
 static void wait_for_caller(void) {
     char line[16];
     printf("ready\n");
     fflush(stdout);
     if (read(0, line, sizeof line) < 1) exit(0);
+    octets = errors = 0, measured = 1;
+    cpu_before = cpu_seconds(), timed_from = nanoseconds();
 }
 
 static int compare(const void *a, const void *b) {
@@ -311,32 +323,80 @@ static int compare(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-static void report(double seconds, double cpu) {
+static void report(void) {
+    double elapsed = (nanoseconds() - timed_from) / 1e9, cpu = cpu_seconds() - cpu_before;
     qsort(latencies, done, sizeof *latencies, compare);
+    uint32_t p50 = done ? latencies[done / 2] : 0, p99 = done ? latencies[done * 99 / 100] : 0;
     printf("{\"seconds\": %.4f, \"octets\": %ld, \"done\": %ld, \"errors\": %ld, \"p50_us\": %u, \"p99_us\": %u, "
            "\"gen_cpu\": %.4f}\n",
-           seconds, octets, done, errors, done ? latencies[done / 2] : 0, done ? latencies[done * 99 / 100] : 0, cpu);
+           elapsed, octets, done, errors, p50, p99, cpu);
     fflush(stdout);
 }
 
-int main(int argc, char **argv) {
-    const char *mode = argv[argc - 1], *file = NULL, *kind = "redirect", *label = "home";
-    int option, pings = 0, pours = 0, handshakes = 0, count = 0, waiting = 0;
-    double seconds = 1;
+/* The three modes: set up, wait for the caller, work, report. */
+
+static void do_doors(void) {
+    int redirects = !strcmp(kind, "redirect");
+    if (redirects && file) supply(labels, SUPPLIERS);
+    exchanges_start(redirects ? REDIRECTS : !strcmp(kind, "stay") ? STAYING : REGISTRATIONS, at_once);
+    usleep(200000);
+    exchanges_rest();
+    usleep(20000);
+    wait_for_caller();
+    exchanges_begin();
+    usleep(span * 1e6);
+    Tally tally = exchanges_end();
+    done = tally.done, errors += tally.errors, latencies = tally.latencies;
+}
+
+static void do_traffic(void) {
+    if (file) supply(at_once + pours, SUPPLIERS);
+    silent = at_once + pours;
+    for (int i = 0; i < at_once + pours; i++) {
+        int fd = visitor_socket(one_label(), 1);
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+        End *end = i < pours ? welcome(streams, fd, swallow, EPOLLIN) : welcome(everything, fd, ping, EPOLLIN);
+        end->got = i < pours ? speak(fd, 'B', 1) : speak(fd, 'x', size);
+    }
+    if (handshakes) knock(handshakes);
+    for (int i = 0; i < 100 && silent > 0; i++) serve(after(0.05));
+    serve(after(0.2));
+    wait_for_caller();
+    serve(after(span));
+}
+
+static void do_visits(void) {
+    if (refills) {
+        if (labels > at_once) labels = at_once; /* so that each has its port q when the timed part begins */
+        if (pipe2(arrivals, O_CLOEXEC)) die("pipe");
+        welcome(everything, arrivals[0], arrived, EPOLLIN);
+        supply(at_once, at_once);
+        serve(after(0.5));
+    } else if (file) {
+        supply(waiting ? waiting : visits, SUPPLIERS);
+    }
+    wait_for_caller();
+    left = visits;
+    for (int i = 0; i < at_once && left > 0; i++) visit(one_label());
+    serve(refills ? after(span) : 0);
+}
+
+static int read_options(int argc, char **argv) {
+    int option;
     while ((option = getopt(argc, argv, "p:b:t:n:s:f:l:N:P:H:S:c:z:w:g:m:ykdxr")) != -1) {
         switch (option) {
-            case 'p': port = atoi(optarg); break;
+            case 'p': relay_port = atoi(optarg); break;
             case 'b': backend = atoi(optarg); break;
             case 't': door = atoi(optarg); break;
             case 'n': registrar = optarg; break;
             case 's': servers = optarg; break;
             case 'f': file = optarg; break;
-            case 'l': label = optarg; break;
-            case 'N': pings = at_once = atoi(optarg); break;
+            case 'l': agents_label = optarg; break;
+            case 'N': at_once = atoi(optarg); break;
             case 'P': pours = atoi(optarg); break;
             case 'H': handshakes = atoi(optarg); break;
-            case 'S': seconds = atof(optarg); break;
-            case 'c': count = atoi(optarg); break;
+            case 'S': span = atof(optarg); break;
+            case 'c': visits = atoi(optarg); break;
             case 'z': size = atoi(optarg); break;
             case 'w': waiting = atoi(optarg); break;
             case 'm': kind = optarg; break;
@@ -349,13 +409,18 @@ int main(int argc, char **argv) {
                 FILE *in = fopen(optarg, "r");
                 if (!in) die(optarg);
                 greeting_length = fread(greeting, 1, sizeof greeting, in);
+                fclose(in);
                 break;
             }
-            default: return 2;
+            default: return 0;
         }
     }
-    signal(SIGPIPE, SIG_IGN);
+    return argc - optind == 1;
+}
+
+static void prepare(void) {
     struct rlimit files;
+    signal(SIGPIPE, SIG_IGN);
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
@@ -363,11 +428,11 @@ int main(int argc, char **argv) {
     latencies = malloc(MOST * sizeof *latencies);
     everything = epoll_create1(EPOLL_CLOEXEC);
     streams = epoll_create1(EPOLL_CLOEXEC);
-    welcome(everything, streams, serve_streams, EPOLLIN)->got = pings ? 1 : 64;
+    welcome(everything, streams, serve_streams, EPOLLIN)->got = at_once ? 1 : 64;
     if (file)
         read_credentials(file);
     else
-        credentials = calloc(labels = 1, sizeof *credentials), strcpy(credentials->label, label);
+        credentials = calloc(labels = 1, sizeof *credentials), strcpy(credentials->label, agents_label);
     if (backend) {
         int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         struct sockaddr_in here = local(backend, 0);
@@ -375,68 +440,23 @@ int main(int argc, char **argv) {
         if (bind(fd, (void *)&here, sizeof here) || listen(fd, 4096)) die("the backend's port");
         welcome(everything, fd, accept_hidden, EPOLLIN);
     }
+    for (int i = 0; i < 100 && door && !relay_port && !file && !passes; i++) /* the agent may be on its way */
+        if ((relay_port = redirect_port(agents_label)) < 0) relay_port = 0, usleep(100000);
+}
 
-    for (int i = 0; i < 100 && door && !port && !file && !passes; i++) /* the agent may be on its way */
-        if ((port = redirect_port(label)) < 0) port = 0, usleep(100000);
-
-    double cpu;
-    uint64_t began;
-    if (!strcmp(mode, "doors")) {
-        if (!strcmp(kind, "redirect") && file) supply(labels, 8);
-        exchanges_start(!strcmp(kind, "redirect") ? REDIRECTS : !strcmp(kind, "stay") ? STAYING : REGISTRATIONS, pings);
-        usleep(200000);
-        exchanges_rest();
-        usleep(20000);
-        wait_for_caller();
-        errors = 0;
-        cpu = cpu_seconds();
-        exchanges_begin();
-        usleep(seconds * 1e6);
-        Tally tally = exchanges_end();
-        done = tally.done, errors += tally.errors, latencies = tally.latencies;
-        report(tally.seconds, cpu_seconds() - cpu);
-    } else if (!strcmp(mode, "traffic")) {
-        if (file) supply(pings + pours, 8);
-        silent = pings + pours;
-        for (int i = 0; i < pings + pours; i++) {
-            int fd = visitor_socket(one_label(), 1);
-            fcntl(fd, F_SETFL, O_NONBLOCK);
-            if (i < pours) {
-                welcome(streams, fd, swallow, EPOLLIN);
-                speak(fd, 'B', 1);
-            } else {
-                End *end = welcome(everything, fd, ping, EPOLLIN);
-                end->got = speak(fd, 'x', size);
-            }
-        }
-        if (handshakes) knock(handshakes);
-        for (int i = 0; i < 100 && silent > 0; i++) serve(after(0.05));
-        serve(after(0.2));
-        wait_for_caller();
-        octets = 0, measured = 1, errors = 0, cpu = cpu_seconds(), began = nanoseconds();
-        serve(after(seconds));
-        double elapsed = (nanoseconds() - began) / 1e9;
-        cpu = cpu_seconds() - cpu;
-        report(elapsed, cpu);
-    } else if (!strcmp(mode, "visits")) {
-        if (refills) {
-            if (pipe2(arrivals, O_CLOEXEC)) die("pipe");
-            welcome(everything, arrivals[0], arrived, EPOLLIN);
-            supply(at_once, at_once);
-            serve(after(0.5));
-        } else if (file) {
-            supply(waiting ? waiting : count, 8);
-        }
-        wait_for_caller();
-        measured = 1, errors = 0, cpu = cpu_seconds(), began = nanoseconds();
-        left = count;
-        for (int i = 0; i < at_once && left > 0; i++) visit(one_label());
-        serve(refills ? after(seconds) : 0);
-        report((nanoseconds() - began) / 1e9, cpu_seconds() - cpu);
-    } else {
-        fprintf(stderr, "gen: traffic, visits or doors?\n");
+int main(int argc, char **argv) {
+    const char *mode = argv[argc - 1];
+    void (*work)(void) = !strcmp(mode, "doors")     ? do_doors
+                         : !strcmp(mode, "traffic") ? do_traffic
+                         : !strcmp(mode, "visits")  ? do_visits
+                                                    : NULL;
+    if (!read_options(argc, argv) || !work) {
+        fprintf(stderr, "gen: the beginning of gen.c tells how it is used\n");
         return 2;
     }
+    prepare();
+    work();
+    report();
     while (read(0, data, sizeof data) > 0) {}
     _exit(0); /* threads that still ask are not waited for */
 }

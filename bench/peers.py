@@ -68,9 +68,10 @@ class Shop:
         return done.stdout
 
     def credentials(self) -> Path:
-        """A folder with taas.db, made by taas_admin.py: LABELS labels, and 10 more that are passed through.
+        """A folder with taas.db, made by taas_admin.py: LABELS labels, and 10 more for each of two uses.
 
-        `credentials` and `passed` name them for gen, a line each: label, ID, secret in hexadecimal.
+        `credentials`, `passed` (pass-through) and `idle` name them for gen, a line each: label, ID, secret in
+        hexadecimal.
         """
         if not self._credentials:
             self._credentials = folder = self.place("credentials")
@@ -83,6 +84,8 @@ class Shop:
             (folder / "credentials").write_text("".join(itertools.chain(*zip(*lines, strict=True))))
             passed = self._add(folder, *(f"t{number}" for number in range(each)), "--mode", "both")
             (folder / "passed").write_text("".join(passed))
+            idle = self._add(folder, *(f"i{number}" for number in range(each)))
+            (folder / "idle").write_text("".join(idle))
         return self._credentials
 
     def _add(self, folder: Path, *words: str) -> list[str]:

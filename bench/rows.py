@@ -25,7 +25,7 @@ def rows(seconds: float, visits: int) -> dict[str, list[Row]]:
     first = visits // 8
     return {
         "bulk": [
-            _row(f"bulk-{n}", f"{n} streams", f"-P {n} {span} traffic", _BULK)
+            _row(f"bulk-{n}", f"{n} stream{'s' * (n > 1)}", f"-P {n} {span} traffic", _BULK)
             for n in (1, 8, 64)
         ],
         "ping-pong": [
