@@ -1,4 +1,4 @@
-# run - test - check - slow-test - fuzz - dist.  CI calls only these.  PYTHON and VENV choose another Python.
+# run - test - check - slow-test - fuzz - bench - dist.  CI calls only these.  PYTHON and VENV choose another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,15 +13,16 @@ FUZZ ?=
 # What the journeys of the tests put behind a label, and before it.
 PROGRAMS = caddy git lego openssh-client openssh-server pebble
 
-SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools
+SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools bench
 
-.PHONY: help run test check slow-test fuzz dist clean dev
+.PHONY: help run test check slow-test fuzz bench dist clean dev
 
 help:
 	@echo "make run        the whole journey on this machine: service, agent, sample page (Ctrl-C ends it)"
 	@echo "make test       the tests (slow ones: make slow-test)"
 	@echo "make check      ruff, mypy --strict, the tests"
 	@echo "make fuzz       a minute of new inputs for all that reads from the network"
+	@echo "make bench      our service beside its peers (QUICK=1: under two minutes; YES=1: fetch the peers unasked)"
 	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
 	@echo "make clean      forget what the others made"
 
@@ -50,6 +51,13 @@ slow-test: dev
 fuzz: dev
 	@sh tools/environment.sh fuzz
 	@"$(VENV)/bin/python" tools/fuzz.py --seconds $(SECONDS) $(FUZZ)
+
+# Takes half an hour and wants a machine that does nothing else; bench/README.md says what it measures.
+bench:
+	@sh tools/need.sh python3 python3-venv openssl gcc libssl-dev
+	@sh tools/environment.sh run
+	@sh bench/fetch_peers.sh
+	@"$(VENV)/bin/python" bench/run.py $(if $(QUICK),--quick)
 
 dist:
 	@sh tools/need.sh python3 python3-venv

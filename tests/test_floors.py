@@ -161,6 +161,11 @@ def test_the_agent_imports_nothing_newer_than_python_3_8() -> None:
         assert not outer(agent) & {"graphlib", "zoneinfo", "tomllib"}
 
 
+def test_the_bench_imports_nothing_that_it_measures() -> None:
+    for path in (TOP / "bench").glob("*.py"):
+        assert not {name.partition(".")[0] for name in imports_of(path)} & {"taaslib", *COMMANDS}
+
+
 def test_the_service_stays_a_couple_of_scripts() -> None:
     def lines(path: Path) -> int:
         return len(path.read_text(encoding="utf-8").splitlines())

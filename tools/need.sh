@@ -14,6 +14,7 @@ is_there() {
         iproute2) command -v ip ;;
         openssh-client) command -v ssh ;;
         openssh-server) command -v sshd || test -x /usr/sbin/sshd ;;
+        libssl-dev) test -f /usr/include/openssl/ssl.h ;;
         chromium) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
