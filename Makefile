@@ -1,4 +1,4 @@
-# run - test - check - slow-test - fuzz - bench - dist.  CI calls only these.  PYTHON and VENV choose another Python.
+# run - test - check - slow-test - fuzz - soak - bench - dist.  CI calls only these.  PYTHON and VENV choose another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,19 +9,21 @@ PORT ?= 8443
 PYTEST ?=
 SECONDS ?= 60
 FUZZ ?=
+VISITS ?= 100000
 
 # What the journeys of the tests put behind a label, and before it.
 PROGRAMS = caddy git lego openssh-client openssh-server pebble
 
 SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools bench
 
-.PHONY: help run test check slow-test fuzz bench dist clean dev
+.PHONY: help run test check slow-test fuzz soak bench dist clean dev
 
 help:
 	@echo "make run        the whole journey on this machine: service, agent, sample page (Ctrl-C ends it)"
 	@echo "make test       the tests (slow ones: make slow-test)"
 	@echo "make check      ruff, mypy --strict, the tests"
 	@echo "make fuzz       a minute of new inputs for all that reads from the network"
+	@echo "make soak       100,000 visitors, one after the other, and what they leave behind"
 	@echo "make bench      our service beside its peers (QUICK=1: under two minutes; YES=1: fetch the peers unasked)"
 	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
 	@echo "make clean      forget what the others made"
@@ -51,6 +53,10 @@ slow-test: dev
 fuzz: dev
 	@sh tools/environment.sh fuzz
 	@"$(VENV)/bin/python" tools/fuzz.py --seconds $(SECONDS) $(FUZZ)
+
+# VISITS=1000 for a short one.
+soak: dev
+	@"$(VENV)/bin/python" tools/soak.py --visits $(VISITS)
 
 # Takes half an hour and wants a machine that does nothing else; bench/README.md says what it measures.
 bench:

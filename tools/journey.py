@@ -127,8 +127,9 @@ class Journey:
 
     # ---- the processes
 
-    def start(self) -> None:
-        target = f"{ADDRESS}:{self._start_page()}"
+    def start(self, target: str = "") -> None:
+        """TARGET is where the agent takes visitors, the sample page if none is given."""
+        target = target or f"{ADDRESS}:{self._start_page()}"
         self._start("service", "server.log", [*self._commands.taas, "taas.ini"])
         self._start("agent", "agent.log", [*self._commands.agent, f"{LABEL}.agent.ini", "--to", target])
 
@@ -174,6 +175,9 @@ class Journey:
             seen = done.stderr.strip() or "another page than ours"
             time.sleep(0.2)
         raise Trouble(f"no page came through within {seconds} s; curl's last word: {seen}")
+
+    def pids(self) -> dict[str, int]:
+        return {name: child.pid for name, child in self._children.items()}
 
     def check_children(self) -> None:
         """Raise Trouble when one of them has ended by itself."""
