@@ -43,7 +43,7 @@ class Limits:
     early_bytes: int = _size(16 * KIB, most=MIB)
     first_bytes: float = _time(1.0)
     parked: float = _time(10.0)
-    parked_per_label: int = _count(128)
+    parked_per_label: int = _count(32)
     visits: int = _count(20_000)
     visits_per_label: int = _count(10_000)
     visits_per_address: int = _count(5000)

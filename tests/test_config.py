@@ -78,7 +78,7 @@ def test_what_the_protocol_counts_and_times_is_the_default() -> None:
         early_bytes=16384,
         first_bytes=1,
         parked=10,
-        parked_per_label=128,
+        parked_per_label=32,
         visits=20_000,
         visits_per_label=10_000,
         visits_per_address=5000,

@@ -118,8 +118,8 @@ def test_a_label_has_200_seats_and_a_full_one_still_displaces(book: Book) -> Non
     assert offer(book, "x", id="another") == [Waiting()]
 
 
-def test_128_clients_are_parked_and_the_next_is_refused(book: Book) -> None:
-    assert seek(book, *(f"i{n}" for n in range(129))) == [Waiting()] * 128 + [Refused()]
+def test_32_clients_are_parked_and_the_next_is_refused(book: Book) -> None:
+    assert seek(book, *(f"i{n}" for n in range(33))) == [Waiting()] * 32 + [Refused()]
     assert offer(book, "r1") == [Paired("r1", "i0")]
     assert seek(book, "x", "y") == [Waiting(), Refused()]
 
