@@ -36,7 +36,7 @@ class Shop:
         self.folder = Path(tempfile.mkdtemp(prefix="taas-bench-"))
         self.folder.chmod(0o755)  # sshd and one of our own run as nobody
         self._ports = itertools.count(5000)
-        self._ranges = itertools.count(10000, PORTS_EACH)
+        self._ranges = itertools.cycle(range(10000, 32768 - PORTS_EACH, PORTS_EACH))  # below ephemeral ones
         self._make_certificate("ec", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
         self._make_certificate("rsa", "-newkey", "rsa:2048")
         self._credentials: Path | None = None
