@@ -174,7 +174,7 @@ class Taas(Candidate):
         lines += ["[limits]", *(f"{limit} = {MANY}" for limit in self.limits), "[log]", "file = server.log"]
         (self.folder / "taas.ini").write_text("\n".join(lines) + "\n")
         if self.user:
-            for path in (self.folder, *self.folder.iterdir()):
+            for path in (Path(f"{key}.key"), self.folder, *self.folder.iterdir()):
                 shutil.chown(path, self.user)
         command = [sys.executable, str(ROOT / "taas.py"), "taas.ini"]
         self.relay = Child(command, RELAY_CORE, self.log)
