@@ -237,7 +237,7 @@ def test_running_out_of_descriptors_costs_visitors_and_not_the_agent(
     agent.said(" pool ")
     deadline = time.monotonic() + PATIENCE
     while True:  # those that came in the dearth are gone; a later one gets through
-        visitor = registrar.visitor()
+        visitor = registrar._responders["home"].get(timeout=60).visit()  # its backoff may have come to 30 s
         with visitor, contextlib.suppress(OSError):
             visitor.sendall(b"now?")
             target.settimeout(1)
