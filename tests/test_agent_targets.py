@@ -755,7 +755,7 @@ def test_a_hundred_visits_leave_nothing_behind(
     pools = [facts_of(agent, label) for label in ("home", "cam")]
     assert [pool["live"] for pool in pools] == ["0", "0"]
     assert descriptors() <= before + 4  # connections that are just coming
-    assert agent.proc("status", "VmRSS") < memory + 4000  # kB
+    assert agent.proc("status", "VmRSS") < memory + 12_000  # kB: a tenth of what went through since
 
 
 def facts_of(agent: AgentProcess, label: str) -> dict[str, str]:
