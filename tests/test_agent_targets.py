@@ -142,9 +142,9 @@ def test_what_is_wrong_with_a_target_is_one_clear_line(
 def test_a_target_that_flaps_costs_the_visitors_of_the_moment_only(
     start: Start, registrar: Registrar
 ) -> None:
-    with listening() as target:
+    with listening(("127.0.0.77", 0)) as target:  # where no outgoing connection takes the port meanwhile
         where = target.getsockname()
-    agent = start(to=f"127.0.0.1:{where[1]}")
+    agent = start(to=f"127.0.0.77:{where[1]}")
     agent.said(" ready ")
     for turn in range(3):
         for _ in range(2):
@@ -152,7 +152,7 @@ def test_a_target_that_flaps_costs_the_visitors_of_the_moment_only(
                 visitor.sendall(b"anybody?")
                 assert is_reset(visitor)
         line = facts(agent.said(" warning target-refused ", times=2 * turn + 2))
-        assert line["target"] == f"127.0.0.1:{where[1]}" and "refused" in line["why"]
+        assert line["target"] == f"127.0.0.77:{where[1]}" and "refused" in line["why"]
         assert line["visitor"] == "{}:{}".format(*SOMEBODY)
         with listening(where) as target:
             reaches(registrar, target)
