@@ -30,6 +30,7 @@ Read the files in this order; it is the journey of one connection.
       leases          ports p and q
       lobby           legs wait, are paired, are relayed
       relay           a live pair
+      trial           a pair whose responder may be dead
     composition
       startup         certificates, database, log, the user to become
       service         builds it all

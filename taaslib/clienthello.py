@@ -26,6 +26,9 @@ class HelloReader:
     """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
 
     def __init__(self) -> None:
+        self.found: Hello | None = None  # for a reader who remembers what `feed` said
+        self.whole = False  # the octets up to BEYOND are one ClientHello and nothing else
+        self.beyond = 0  # octets that were fed and stand behind it
         self._data = bytearray()  # records that are not whole yet
         self._message = bytearray()  # the handshake message that the records carry
         self._seen = 0
@@ -42,6 +45,8 @@ class HelloReader:
                     if self._message[0] != _CLIENT_HELLO or length > MOST:
                         raise _Malformed
                     if len(self._message) >= 4 + length:
+                        self.beyond = len(self._data)
+                        self.whole = len(self._message) == 4 + length and self._seen - self.beyond <= MOST
                         return Hello(_name(bytes(self._message[4 : 4 + length])))
         except _Malformed:
             return NO_NAME

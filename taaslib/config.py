@@ -255,21 +255,11 @@ def _limit(about: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 _TAAS: dict[str, Callable[[str], Any]] = {
-    "address": _addresses,
-    "port": _port,
-    "http-port": _port_or_none,
-    "public": _public,
-    "registrar": _name,
-    "servers": _name,
-    "certificate": _path,
-    "key": _path,
-    "database": _path,
-    "ports": _ports,
-    "location": _one_of("label", "domain", "address"),
-    "claim": _one_of("address", "any"),
-    "pump": _one_of("auto", "splice", "ring"),
-    "user": _text,
-}
+    "address": _addresses, "port": _port, "http-port": _port_or_none, "public": _public,
+    "registrar": _name, "servers": _name, "certificate": _path, "key": _path, "database": _path,
+    "ports": _ports, "location": _one_of("label", "domain", "address"), "claim": _one_of("address", "any"),
+    "pump": _one_of("auto", "splice", "ring"), "user": _text,
+}  # fmt: skip
 _LIMITS: dict[str, Callable[[str], Any]] = {
     f.name.replace("_", "-"): _limit(f.metadata) for f in dataclasses.fields(Limits)
 }
@@ -277,8 +267,6 @@ _FILES = {"certificate": "registrar.crt", "key": "registrar.key", "database": "t
 _REQUIRED = {"taas": ("public", "registrar", "servers"), "tls": ("certificate", "key")}
 _TLS: dict[str, Callable[[str], Any]] = {"certificate": _path, "key": _path}
 _LOG: dict[str, Callable[[str], Any]] = {
-    "file": _text,
-    "format": _one_of("text", "json"),
+    "file": _text, "format": _one_of("text", "json"), "lines-per-minute": _count,
     "level": _one_of("debug", "info", "warning", "error"),
-    "lines-per-minute": _count,
-}
+}  # fmt: skip

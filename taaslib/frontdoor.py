@@ -22,6 +22,7 @@ from taaslib.loop import Handler, Loop
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
+from taaslib.trial import take
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
@@ -225,7 +226,7 @@ class Exchange(Handler):
     def _greet(self) -> None:
         """Read until it is known whose TLS this is."""
         try:
-            data = self._sock.recv(clienthello.MOST - len(self._first))
+            data = take(self._sock, self._hello, clienthello.MOST - len(self._first))
         except BlockingIOError:
             return
         self._first += data
@@ -235,7 +236,7 @@ class Exchange(Handler):
         elif self._first[0] != _TLS_HANDSHAKE:
             response = text(400, "This port speaks TLS: use https:// in front of the address.")
             self._answer(Answer(Outcome.PLAIN_HTTP, response))
-        elif hello := self._hello.feed(data):
+        elif hello := self._hello.found:
             passage, label = self._door.destination(hello.name)
             if passage is Passage.OURS:
                 contexts = self._door.contexts

@@ -44,6 +44,7 @@ class Limits:
     first_bytes: float = _time(1.0)
     parked: float = _time(10.0)
     parked_per_label: int = _count(32)
+    fail_over: float = _time(30.0, zero=True)  # 0s: the first responder is the only one
     visits: int = _count(20_000)
     visits_per_label: int = _count(10_000)
     visits_per_address: int = _count(5000)

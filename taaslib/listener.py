@@ -54,12 +54,9 @@ class Listener(Handler):
     """
 
     def __init__(
-        self,
-        loop: Loop,
-        sock: socket.socket,
-        on_connection: Callable[[socket.socket, Peer], None],
+        self, loop: Loop, sock: socket.socket, on_connection: Callable[[socket.socket, Peer], None],
         on_exhausted: Callable[[OSError], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loop = loop
         self._sock = sock
         self._on_connection = on_connection

@@ -7,13 +7,16 @@ Knows neither ports nor HTTP: whoever accepts a connection hands it to `welcome_
 from __future__ import annotations
 
 import enum
+import math
 import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
+from taaslib.clienthello import HelloReader
 from taaslib.journal import Journal
 from taaslib.limits import Limits, Seat, Tally
 from taaslib.loop import Handler, Loop, Timer
@@ -22,6 +25,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
+from taaslib.trial import Trial, take
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
@@ -36,9 +40,9 @@ class Pairing:
 
 
 class State(enum.Enum):
-    """An initiator: arriving -> waiting -> paired | ended.  A responder begins at waiting."""
+    """An initiator: arriving -> waiting <-> paired, or ended.  A responder begins at waiting."""
 
-    ARRIVING = "arriving"  # no octet yet, and first-bytes has not passed
+    ARRIVING = "arriving"  # no octet yet, or not all of a hello, and first-bytes has not passed
     WAITING = "waiting"
     PAIRED = "paired"  # its socket belongs to a relay now
     ENDED = "ended"
@@ -47,13 +51,16 @@ class State(enum.Enum):
 class Leg(Handler):
     """One waiting socket and its early octets."""
 
-    __slots__ = ("_lobby", "at_end", "early", "label", "peer", "right", "seats", "sock", "state", "timer")
+    __slots__ = ("_lobby", "at_end", "early", "hello", "label", "peer", "right", "seats", "sock", "state",
+                 "timer", "until")  # fmt: skip
 
     def __init__(
         self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
     ) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
         self.early = bytearray()
+        self.hello = HelloReader() if right is None else None  # what the early octets are
+        self.until = math.inf  # when a hello that was sent once is sent no more
         self.at_end = False  # its FIN has come
         self.timer: Timer | None = None
         self.seats: tuple[Seat, ...] = ()
@@ -63,8 +70,9 @@ class Leg(Handler):
         return f"<Leg {'initiator' if self.right is None else 'responder'} {self.state.value} {self.peer}>"
 
     def on_readable(self) -> None:
+        room = self._lobby.limits.early_bytes - len(self.early)
         try:
-            data = self.sock.recv(self._lobby.limits.early_bytes - len(self.early))
+            data = take(self.sock, self.hello, room) if self.hello else self.sock.recv(room)
         except BlockingIOError:
             return
         except OSError as error:
@@ -90,10 +98,10 @@ class Leg(Handler):
         self._lobby.leave(self, Outcome.FAULT)
 
     def update_interest(self) -> None:
-        room = not self.at_end and len(self.early) < self._lobby.limits.early_bytes
-        self._lobby.loop.watch(
-            self.sock.fileno(), self, read=room, write=False, finished=self.right is not None
-        )
+        done = self.at_end or (self.hello and self.hello.whole)
+        room = not done and len(self.early) < self._lobby.limits.early_bytes
+        fd, finished = self.sock.fileno(), self.right is not None
+        self._lobby.loop.watch(fd, self, read=room, write=False, finished=finished)
 
 
 @dataclass(eq=False)
@@ -160,8 +168,9 @@ class Lobby:
         leg = Leg(self, sock, peer, label, None)
         leg.seats = *seats, unpaired
         self.tally.take(*leg.seats)
-        if early:
+        if early and leg.hello:
             leg.early += early
+            leg.hello.found = leg.hello.feed(early)
             self._seek(leg)
             return
         self._arriving.add(leg)
@@ -175,7 +184,7 @@ class Lobby:
         sockets.keep_alive(sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes)
 
     def leg_spoke(self, leg: Leg) -> None:
-        if leg.state is State.ARRIVING:
+        if leg.state is State.ARRIVING and leg.hello and leg.hello.found:
             self._seek(leg)
         else:
             leg.update_interest()
@@ -192,7 +201,8 @@ class Lobby:
         elif isinstance(answer, Refused):
             self._end(leg, Outcome.FULL)
         else:
-            leg.timer = self.loop.call_later(self.limits.parked, lambda: self.leave(leg, Outcome.NOBODY_CAME))
+            patience = min(self.limits.parked, leg.until - self.loop.clock())
+            leg.timer = self.loop.call_later(patience, lambda: self.leave(leg, Outcome.NOBODY_CAME))
             leg.update_interest()
 
     def _pair(self, responder: Leg, initiator: Leg) -> None:
@@ -205,21 +215,37 @@ class Lobby:
         responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
         self.tally.take(*responder.seats)
         pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
-        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000)))
-        self.journal.note(
-            Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
-        )
+        pairing = Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000))
+        pairings.append(pairing)
+        ends = {"responder": responder.peer, "initiator": initiator.peer}
+        self.journal.note(Outcome.PAIRED, label=responder.label, **ends)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
         self._live[relay] = responder, initiator
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
-        relay.start(
-            from_responder=bytes(responder.early),
-            from_initiator=header + initiator.early,
-            initiator_at_end=initiator.at_end,
-        )
+        early, hello = bytes(initiator.early), initiator.hello
+        initiator.early, initiator.hello = bytearray(), None
+        if hello and hello.whole and not responder.early and self.limits.fail_over:
+            now, credulous = self.loop.clock(), initiator.until == math.inf
+            initiator.until = min(initiator.until, now + self.limits.fail_over)
+            on_dead = partial(self._fail_over, relay, pairing, early, hello)
+            Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
+            return
+        relay.start(bytes(responder.early), header + early, initiator_at_end=initiator.at_end)
         responder.early.clear()
-        initiator.early.clear()
+
+    def _fail_over(self, relay: Relay, told: Pairing, early: bytes, hello: HelloReader, cause: str) -> None:
+        """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
+        initiator = self._part(relay, Outcome.FAILED_OVER, cause=cause)
+        if told in (pairings := self._pairings[initiator.label]):
+            pairings.remove(told)
+        initiator.early, initiator.hello = bytearray(early), hello
+        initiator.seats += (("unpaired_per_address", network_of(initiator.peer.address)),)
+        self.tally.take(*initiator.seats)
+        if self.loop.clock() < initiator.until:
+            self._seek(initiator)
+        else:
+            self._end(initiator, Outcome.TIMED_OUT)
 
     # Who goes
 
@@ -240,13 +266,16 @@ class Lobby:
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
     def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
+        octets = {"to_initiator": relay.to_initiator, "to_responder": relay.to_responder}
+        self._part(relay, outcome, seconds=round(self.loop.clock() - relay.started, 3), **octets)
+
+    def _part(self, relay: Relay, outcome: Outcome, **facts: object) -> Leg:
         responder, initiator = self._live.pop(relay)
         self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
-        facts = {"label": responder.label, "responder": responder.peer, "initiator": initiator.peer}
-        octets = {"to_initiator": relay.to_initiator, "to_responder": relay.to_responder}
-        seconds = round(self.loop.clock() - relay.started, 3)
-        self.journal.note(outcome, **facts, seconds=seconds, **octets)
+        ends = {"label": responder.label, "responder": responder.peer, "initiator": initiator.peer}
+        self.journal.note(outcome, **ends, **facts)
+        return initiator
 
     def revoke(self, holds: Callable[[Right], bool], carries: Callable[[Right], bool]) -> None:
         """End responders that wait on a right that no longer HOLDS, and pairs on one that CARRIES none."""

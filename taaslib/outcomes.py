@@ -70,6 +70,7 @@ class Outcome(enum.Enum):
 
     # A pair (RESET, TIMED_OUT, REVOKED, SHUTDOWN too)
     PAIRED = "paired"  # a mobile client met a hidden server
+    FAILED_OVER = "failed-over"  # the responder was dead (see `cause`): the client seeks another
     COMPLETE = "complete"  # both sides finished and all was delivered
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long
 

@@ -123,7 +123,7 @@ class Relay:
         """Octets delivered to the hidden server's kernel buffer so far."""
         return self.initiator.pump.copied + self.initiator.pump.spliced
 
-    def start(self, *, from_responder: bytes, from_initiator: bytes, initiator_at_end: bool) -> None:
+    def start(self, from_responder: bytes, from_initiator: bytes, *, initiator_at_end: bool) -> None:
         """Begin with what either side sent before they met."""
         self.responder.pump.preload(from_responder)
         self.initiator.pump.preload(from_initiator)

@@ -80,21 +80,10 @@ class Service:
             store.mode, lobby.served, leases.port_q, told, c.servers, c.location, limits
         )
         self.door = FrontDoor(
-            loop,
-            contexts,
-            journal,
-            wall_clock,
-            self.registrar.answer,
-            self.redirector.answer,
-            self._label_of_host,
-            self._passage,
-            lobby.welcome_initiator,
-            leases.welcome,
-            leases.release,
-            lambda: self.port,
-            (c.registrar, c.servers),
-            limits,
-        )
+            loop, contexts, journal, wall_clock, self.registrar.answer, self.redirector.answer,
+            self._label_of_host, self._passage, lobby.welcome_initiator, leases.welcome, leases.release,
+            lambda: self.port, (c.registrar, c.servers), limits,
+        )  # fmt: skip
         self._note_start()
         loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         loop.call_later(_CERTIFICATE_SECONDS, self._follow_certificates)
@@ -273,9 +262,8 @@ class Service:
         ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
         listens = ",".join(host_port(address, port) for port in ports for address in self.config.address)
         pump = "splice" if self._pools.splices else "ring"
-        self.journal.note(
-            Outcome.STARTED, version=__version__, listens=listens, credentials=credentials, pump=pump
-        )
+        facts = {"listens": listens, "credentials": credentials, "pump": pump}
+        self.journal.note(Outcome.STARTED, version=__version__, **facts)
         if not credentials:
             self.journal.note(Outcome.WARNING, cause="no credential yet: python taas_admin.py add LABEL")
         if not self.config.user and hasattr(os, "geteuid") and os.geteuid() == 0:

@@ -22,6 +22,7 @@ _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
 _TCP_INFO_SIZE = 104
 _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
+_RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
 
 
 def is_reserve(fd: int) -> bool:
@@ -85,6 +86,15 @@ def unanswered(sock: socket.socket) -> float | None:
     except (OSError, struct.error):
         return None
     return last_ack / 1000 if unacked else None
+
+
+def acknowledged(sock: socket.socket) -> tuple[int | None, float]:
+    """How many octets the peer has acknowledged, SYN included (None: not told); the round trip in seconds."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+        return struct.unpack_from("=Q", info, _BYTES_ACKED)[0], struct.unpack_from("=I", info, _RTT)[0] / 1e6
+    except (AttributeError, OSError, struct.error):
+        return None, 0.0
 
 
 def unsent(sock: socket.socket) -> int:

@@ -220,9 +220,8 @@ class Store:
 
     def hosts(self, label: str) -> tuple[str, ...]:
         """The own domains of LABEL."""
-        return tuple(
-            host for (host,) in self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
-        )
+        rows = self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
+        return tuple(host for (host,) in rows)
 
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""
@@ -251,13 +250,9 @@ class Store:
     # The operator's changes: each is one transaction.
 
     def add(
-        self,
-        credential: Credential,
-        labels: Sequence[str],
-        port: int | None,
-        created: int,
+        self, credential: Credential, labels: Sequence[str], port: int | None, created: int,
         mode: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Keep a new credential with its LABELS; PORT, if any, becomes their fixed port (so: one label).
 
         MODE, if any, becomes the mode of all.
@@ -323,9 +318,8 @@ class Store:
         with self._writing() as db:
             _require(db, id)
             _spare(db, id, keep_live)
-            db.execute(
-                "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?", (secret, id)
-            )
+            change = "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?"
+            db.execute(change, (secret, id))
             db.execute("DELETE FROM spent_steps WHERE id = ?", (id,))
 
     def set_enabled(self, id: str, enabled: bool, keep_live: bool = False) -> None:
@@ -401,12 +395,8 @@ class Store:
     def _open(self, new: bool = False) -> sqlite3.Connection:
         self._version = None
         self._inode = _inode(self._path)  # before: if it is replaced meanwhile, changed() will see it
-        db = sqlite3.connect(
-            f"file:{quote(os.fsencode(self._path.absolute()))}?mode=rw",  # rw: a missing file is an error
-            uri=True,
-            timeout=self._busy_seconds,
-            isolation_level=None,
-        )
+        uri = f"file:{quote(os.fsencode(self._path.absolute()))}?mode=rw"  # rw: a missing file is an error
+        db = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         try:
             if not new and _number(db, "user_version") == 0:  # somebody may be copying one to this place
                 raise StoreError(f"database {self._path} is empty")

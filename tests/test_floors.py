@@ -20,7 +20,7 @@ FLOORS = {
     | {"config", "guesses"},
     1: {"loop", "stream", "listener", "pump", "sockets", "store", "ownership", "journal", "metrics"}
     | {"supervisor"},
-    2: {"frontdoor", "registrar", "redirector", "leases", "relay", "lobby", "adminpage"},
+    2: {"frontdoor", "registrar", "redirector", "leases", "relay", "trial", "lobby", "adminpage"},
     3: {"service", "startup"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
