@@ -4,12 +4,13 @@ Its vocabulary is outcomes.py.  It is given labels, IDs, addresses and counts; s
 redirected request contained are never handed to it.
 """
 
-import datetime
+import contextlib
+import io
 import json
 import logging
-import logging.handlers
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -41,16 +42,19 @@ class Journal:
         self._clock = clock
         self._minute_ends = 0.0
         self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
-        self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        self._second, self._stamp = 0, ""  # of the line before
+        self._file: Path | None = None
+        self._stream: io.RawIOBase | io.BytesIO = io.BytesIO()
+        self._lock = threading.Lock()  # StallWatch is a thread of its own
         self.configure(None)
 
     def configure(self, file: Path | None, form: str = "text", level: str = "info", most: int = 600) -> None:
         """Go on like this; or, if FILE can't be opened, as before.  Raises OSError."""
-        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        old = self._stream
         if file:
-            handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
-        self._handler.close()
-        self._handler, self._most = handler, most
+            self._open(file)
+        old.close()
+        self._file, self._most = file, most
         self._as_json = form == "json"
         self._level: int = getattr(logging, level.upper())
 
@@ -75,25 +79,51 @@ class Journal:
                 self._write(logging.WARNING, Outcome.SUPPRESSED, facts)
 
     def _write(self, level: int, outcome: Outcome, facts: Mapping[str, object]) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        now = time.time()
+        if int(now) != self._second:
+            self._second = int(now)
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self._second))
+        stamp = f"{self._stamp}.{int(now % 1 * 1000):03}+00:00"
         name = logging.getLevelName(level).lower()
         known = {key: value for key, value in facts.items() if value is not None}
         if self._as_json:
             values = {k: v if isinstance(v, (int, float)) else str(v)[:_LONGEST] for k, v in known.items()}
-            line = json.dumps({"time": now, "level": name, "event": outcome.value, **values})
+            line = json.dumps({"time": stamp, "level": name, "event": outcome.value, **values})
         else:
-            line = " ".join([now, name, outcome.value, *(f"{k}={_text(v)}" for k, v in known.items())])
+            line = " ".join([stamp, name, outcome.value, *(f"{k}={_text(v)}" for k, v in known.items())])
+        self._put(line + "\n")
+
+    def _put(self, line: str) -> None:
         try:
-            self._handler.handle(logging.LogRecord("taas", level, "", 0, line, None, None))
-        except OSError:  # the file's folder is out of reach since privileges were dropped: no reason to stop
-            print(line, file=sys.stderr)
+            if not self._file:
+                sys.stderr.write(line)
+                return
+            with self._lock:
+                if self._stream.closed or _inode(self._file) != self._seen:
+                    self._stream.close()
+                    self._open(self._file)
+                self._stream.write(line.encode())
+        except OSError:  # a full disk, or a folder out of reach without privileges: no reason to stop
+            with contextlib.suppress(OSError):
+                sys.stderr.write(line)
+
+    def _open(self, file: Path) -> None:
+        self._stream = file.open("ab", buffering=0)  # each line is one write, in one piece
+        self._seen = _inode(file)
 
     def close(self) -> None:
         self._tell_suppressed()
-        self._handler.close()
+        self._stream.close()
 
 
 def _text(value: object) -> str:
     """A value as one word, quoted where a reader or a terminal could be misled."""
     text = str(value)[:_LONGEST]
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _inode(file: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        status = file.stat()
+        return status.st_dev, status.st_ino
+    return None

@@ -257,15 +257,25 @@ class Leases:
         self._sticky = dict.fromkeys(sticky)
 
     def _candidates(self, first: int | None = None) -> Iterator[int]:
-        """Ports to try, best first: FIRST, random ones that nobody had, others' old q's, oldest first."""
-        used = {*self._ps, *(lease.port for lease in self._qs.values()), *self._fixed}
-        every = [port for each in self.ports for port in each]
-        if first in every and first not in used:
+        """Ports to try, best first: FIRST, random ones that nobody had, others' old q's, oldest first.
+
+        Nearly always the first will do, so that nothing is computed for those behind it.
+        """
+        if first is not None and self._is_free(first):
             yield first
-        start = self._random.randrange(len(every))
-        in_turn = every[start:] + every[:start]
-        for port in self._random.choices(every, k=_RANDOM_TRIES) + in_turn:
-            if port not in used and port not in self._sticky:
+        random, sizes = self._random, list(map(len, self.ports))
+        for _ in range(_RANDOM_TRIES):
+            port = random.choice(random.choices(self.ports, sizes)[0])
+            if port not in self._sticky and self._is_free(port):
                 yield port
-        mine = set(every)
-        yield from (port for port in list(self._sticky) if port in mine and port not in used)
+        every = [port for each in self.ports for port in each]
+        start = random.randrange(len(every))
+        for port in every[start:] + every[:start]:
+            if port not in self._sticky and self._is_free(port):
+                yield port
+        open_qs = {lease.port for lease in self._qs.values()}
+        yield from (port for port in list(self._sticky) if self._is_free(port) and port not in open_qs)
+
+    def _is_free(self, port: int) -> bool:
+        """Whether PORT is in our ranges and neither fixed nor a p; open q's are sticky or fixed."""
+        return port not in self._ps and port not in self._fixed and any(port in each for each in self.ports)

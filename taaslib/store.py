@@ -4,7 +4,8 @@ Knows neither HTTP nor what a code is: it keeps facts and answers at once, or ra
 
 The file is in WAL mode, so that the service reads while taas_admin.py writes; the `-wal` and `-shm` files
 beside it belong to it.  A commit of another process shows in PRAGMA data_version, a file put in the place
-of ours only in its inode.
+of ours only in its inode.  What visitors make us ask is kept until `changed` sees either: the service asks
+it once a second.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 KEPT_STEPS = 10  # spent steps that stay behind an ID's newest: more than any drift, few enough to forget
 _RETRY_SECONDS = 0.005
+_MOST_KNOWN = 10_000  # answers kept; strangers choose the names that are asked for
 
 # Each tuple takes the schema one version further, in one transaction; PRAGMA user_version counts them.
 # Never change one that was released: append.
@@ -127,6 +129,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._version: int | None = None  # PRAGMA data_version when last looked at; None: reopened since
+        self._known: dict[tuple[str, str], list[Any]] = {}  # (query, its value) -> rows
         with self._errors():
             _create(path)
             self._version = _number(self._open(new=True), "data_version")
@@ -161,12 +164,9 @@ class Store:
 
         Steps beyond HORIZON were spent while our clock was wrong: they make nothing stale.
         """
-        with self._reading() as db:
-            newer = db.execute(
-                "SELECT 1 FROM spent_steps WHERE id = ? AND address = ? AND step > ? AND step <= ? LIMIT 1",
-                (id, address, step, horizon),
-            ).fetchone()
-            spender = _spender(db, id, step)
+        rows = self._rows("SELECT step, address FROM spent_steps WHERE id = ? AND step >= ?", id, step)
+        newer = any(step < each <= horizon and whose == address for each, whose in rows)
+        spender = dict(rows).get(step)
         if spender is None and not newer:
             with self._writing() as db:
                 spender = _spender(db, id, step)  # again: this time nobody else can write
@@ -201,7 +201,7 @@ class Store:
 
     def mode(self, label: str) -> str:
         """How visitors come to LABEL: "redirect" (also of unknown labels), "passthrough" or "both"."""
-        rows = self._rows("SELECT mode FROM labels WHERE label = ?", label)
+        rows = self._known_rows("SELECT mode FROM labels WHERE label = ?", label)
         return rows[0][0] if rows else "redirect"
 
     def opens_q(self, label: str) -> bool:
@@ -211,11 +211,11 @@ class Store:
 
     def passes_through(self) -> bool:
         """Whether any label is passed through."""
-        return bool(self._rows("SELECT 1 FROM labels WHERE mode <> 'redirect' LIMIT 1"))
+        return bool(self._known_rows("SELECT 1 FROM labels WHERE mode <> ? LIMIT 1", "redirect"))
 
     def label_of_host(self, host: str) -> str | None:
         """The label that the operator gave the own domain HOST to."""
-        rows = self._rows("SELECT label FROM hosts WHERE host = ?", host)
+        rows = self._known_rows("SELECT label FROM hosts WHERE host = ?", host)
         return rows[0][0] if rows else None
 
     def hosts(self, label: str) -> tuple[str, ...]:
@@ -245,6 +245,8 @@ class Store:
             self._leave_if_replaced()
             db = self._db or self._open()
             version, self._version = self._version, _number(db, "data_version")
+        if version != self._version:
+            self._known.clear()
         return version != self._version
 
     # The operator's changes: each is one transaction.
@@ -351,24 +353,35 @@ class Store:
     # The connection.
 
     def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._reading() as db:
-            return db.execute(query, values).fetchall()
+        try:  # as `_reading` does, without its cost: one SELECT that is read to its end leaves nothing open
+            return (self._db or self._open()).execute(query, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+
+    def _known_rows(self, query: str, value: str) -> list[Any]:
+        rows = self._known.get((query, value))
+        if rows is None:
+            rows = self._rows(query, value)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[query, value] = rows
+        return rows
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Let nothing of sqlite3's leave; drop a connection that can't be trusted any more."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-            if not busy:
-                self._drop()
-            what = "busy" if busy else "missing" if isinstance(error, FileNotFoundError) else "unusable"
-            cause = error.strerror if isinstance(error, OSError) else str(error)
-            raise StoreError(f"database {self._path} is {what}: {cause}") from error
-        except StoreError:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        """What is raised in place of ERROR; a connection that can't be trusted any more is dropped."""
+        busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+        if not busy:
             self._drop()
-            raise
+        what = "busy" if busy else "missing" if isinstance(error, FileNotFoundError) else "unusable"
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        return StoreError(f"database {self._path} is {what}: {cause}")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -384,10 +397,12 @@ class Store:
         with self._reading() as db:
             db.execute("BEGIN IMMEDIATE")
             yield db
+            self._known.clear()
             db.execute("COMMIT")
 
     def _drop(self) -> None:
         db, self._db = self._db, None
+        self._known.clear()
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
                 db.close()

@@ -47,6 +47,28 @@ def test_a_value_is_cut_at_a_length(tmp_path: Path) -> None:
     assert len(text(tmp_path)) < 5000
 
 
+def test_a_file_that_logrotate_has_moved_is_opened_again(tmp_path: Path) -> None:
+    with journal(tmp_path / "log") as log:
+        log.note(Outcome.STARTED)
+        (tmp_path / "log").rename(tmp_path / "log.1")
+        log.note(Outcome.DRAINING)
+        log.note(Outcome.STOPPED)
+    assert (tmp_path / "log.1").read_text().split()[2:] == ["started"]
+    assert [line.split()[2] for line in text(tmp_path).splitlines()] == ["draining", "stopped"]
+
+
+def test_a_file_that_is_out_of_reach_stops_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    with journal(tmp_path / "folder" / "log") as log:
+        (tmp_path / "folder").rename(tmp_path / "elsewhere")
+        log.note(Outcome.DRAINING)
+        log.note(Outcome.PAIRED)
+        (tmp_path / "elsewhere").rename(tmp_path / "folder")
+        log.note(Outcome.STOPPED)
+    assert [line.split()[2] for line in capsys.readouterr().err.splitlines()] == ["draining", "paired"]
+    assert text(tmp_path / "folder").split()[2:] == ["stopped"]
+
+
 def test_operations_md_lists_every_event_with_its_level() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z]+) \|", OPERATIONS.read_text(), re.MULTILINE)
     levels = {o.value: logging.getLevelName(LEVELS.get(o, logging.INFO)).lower() for o in Outcome}

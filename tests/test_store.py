@@ -364,6 +364,40 @@ def test_a_busy_database_is_an_error_until_it_is_free(store: Store, path: Path) 
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.FRESH
 
 
+def test_what_visitors_ask_is_known_until_others_are_seen_to_have_committed(
+    store: Store, opened: Opener, path: Path
+) -> None:
+    admin = opened(path, 5000, "FULL")
+    assert (store.mode("home"), store.label_of_host("example.net"), store.passes_through()) == (
+        "redirect",
+        None,
+        False,
+    )
+    admin.set_mode("home", "both")
+    admin.grant_host("home", "example.net")
+    assert store.mode("home") == "redirect"
+    assert store.changed()
+    assert (store.mode("home"), store.label_of_host("example.net"), store.passes_through()) == (
+        "both",
+        "home",
+        True,
+    )
+
+
+def test_our_own_commits_are_known_at_once(store: Store) -> None:
+    assert (store.mode("home"), store.label_of_host("example.net")) == ("redirect", None)
+    store.set_mode("home", "both")
+    store.grant_host("home", "example.net")
+    assert (store.mode("home"), store.label_of_host("example.net")) == ("both", "home")
+
+
+def test_strangers_can_not_fill_the_memory_with_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_KNOWN", 3)
+    for number in range(9):
+        store.label_of_host(f"h{number}.example.net")
+        assert len(store._known) <= 3
+
+
 def test_a_replaced_file_is_noticed_and_read(store: Store, opened: Opener, path: Path) -> None:
     other = opened(path.with_name("other.db"))
     other.add(Credential("new", "S"), ["home"], None, 1)
