@@ -8,6 +8,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyotp
@@ -28,6 +29,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _PARAMETER = re.compile(rf"({_TOKEN})[ \t]*=[ \t]*(?:({_TOKEN})|({_QUOTED}))")
 _SEPARATOR = re.compile(r"[ \t]*(?:,[ \t]*)+")
+_OURS = re.compile(rf"{SCHEME}(?:[ \t]|\Z)", re.IGNORECASE)
 _LEADING = re.compile(r"[ \t,]*")
 
 
@@ -69,7 +71,7 @@ NOBODY = Secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
 
 def is_totp(value: str | None) -> bool:
     """Whether an Authorization header is there and of our scheme."""
-    return value is not None and re.match(rf"{SCHEME}(?:[ \t]|\Z)", value, re.IGNORECASE) is not None
+    return value is not None and _OURS.match(value) is not None
 
 
 def parse(value: str) -> Claim:
@@ -124,11 +126,23 @@ def clock_off(code: str, secret: Secret, now: float) -> int | None:
 
 def _find(code: str, secret: Secret, steps: Iterable[int]) -> int | None:
     """The last of STEPS whose code this is."""
-    totp = pyotp.TOTP(
+    totp = _Totp(
         secret.base32, digits=secret.digits, digest=ALGORITHMS[secret.algorithm], interval=secret.period
     )
+    claimed = code.encode("utf-8", "surrogateescape")
     found = None
     for step in steps:
-        if hmac.compare_digest(totp.generate_otp(step).encode(), code.encode("utf-8", "surrogateescape")):
+        if hmac.compare_digest(totp.generate_otp(step).encode(), claimed):
             found = step
     return found
+
+
+class _Totp(pyotp.TOTP):
+    """Reads its base32 once, not for each step."""
+
+    @cached_property
+    def _octets(self) -> bytes:
+        return super().byte_secret()
+
+    def byte_secret(self) -> bytes:
+        return self._octets

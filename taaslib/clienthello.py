@@ -9,7 +9,7 @@ from dataclasses import dataclass
 MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello has no name for us
 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 1  # RFC 8446 5.1, 4
-_SERVER_NAME, _HOST_NAME = 0, 0  # RFC 6066 1.1, 3
+_SERVER_NAME, _HOST_NAME = b"\0\0", 0  # RFC 6066 1.1, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,47 +73,39 @@ class _Malformed(Exception):
     """It is no ClientHello that we understand."""
 
 
-class _Vectors:
-    """Takes vectors off the front of octets; raises _Malformed where they are too few."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._data):
-            raise _Malformed
-        taken, self._at = self._data[self._at : end], end
-        return taken
-
-    def vector(self, length_octets: int) -> bytes:
-        """A variable-length vector (RFC 8446 3.4)."""
-        return self.take(int.from_bytes(self.take(length_octets), "big"))
-
-    @property
-    def more(self) -> bool:
-        return self._at < len(self._data)
+def _vector(data: bytes, at: int, octets: int) -> tuple[int, int]:
+    """Where a variable-length vector (RFC 8446 3.4), whose length has so many OCTETS, begins and ends."""
+    start = at + octets
+    end = start + int.from_bytes(data[at:start], "big")
+    if end > len(data):
+        raise _Malformed
+    return start, end
 
 
 def _name(body: bytes) -> str:
     """The first name of the first server_name extension of a ClientHello's BODY."""
-    reader = _Vectors(body)
-    reader.take(2 + 32)  # legacy_version, random
-    reader.vector(1)  # legacy_session_id
-    reader.vector(2)  # cipher_suites
-    reader.vector(1)  # legacy_compression_methods
-    if not reader.more:  # TLS 1.2 allows a hello without extensions
+    at = 2 + 32  # legacy_version, random
+    for octets in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
+        _, at = _vector(body, at, octets)
+    if at == len(body):  # TLS 1.2 allows a hello without extensions
         return ""
-    extensions = _Vectors(reader.vector(2))
-    while extensions.more:
-        kind = int.from_bytes(extensions.take(2), "big")
-        content = extensions.vector(2)
+    at, last = _vector(body, at, 2)
+    body = body[:last]
+    while at < last:
+        kind = body[at : at + 2]
+        start, at = _vector(body, at + 2, 2)
         if kind == _SERVER_NAME:
-            names = _Vectors(_Vectors(content).vector(2))
-            if names.take(1)[0] != _HOST_NAME:
-                return ""
-            try:
-                return names.vector(2).decode("ascii").lower().removesuffix(".")
-            except UnicodeDecodeError:
-                return ""
+            return _first_name(body[start:at])
     return ""
+
+
+def _first_name(extension: bytes) -> str:
+    start, end = _vector(extension, 0, 2)
+    names = extension[start:end]
+    start, end = _vector(names, 1, 2)
+    if names[0] != _HOST_NAME:
+        return ""
+    try:
+        return names[start:end].decode("ascii").lower().removesuffix(".")
+    except UnicodeDecodeError:
+        return ""

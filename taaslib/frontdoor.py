@@ -60,7 +60,6 @@ class FrontDoor:
 
     def welcome(self, plain: bool, sock: socket.socket, peer: Peer) -> None:
         """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
-        sockets.no_delay(sock)
         network = names.network_of(peer.address)
         neighbours = self._of_address.get(network, {})
         # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
@@ -74,11 +73,9 @@ class FrontDoor:
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
         registrar, servers = self.names
-        if name in ("", registrar, servers) or names.is_address(name):
-            return Passage.OURS, ""
         if label := names.label_of(name, servers):
-            return self.passage(label), label
-        if name.endswith("." + servers):
+            return (Passage.OURS, "") if name == registrar else (self.passage(label), label)
+        if name in ("", registrar, servers) or name.endswith("." + servers) or names.is_address(name):
             return Passage.OURS, ""
         label = self.label_of_host(name)
         return self.passage(label), label or ""
@@ -259,10 +256,9 @@ class Exchange(Handler):
             self._note(Outcome.TLS_FAILED, cause=str(failure))
             self._begin_answering()  # OpenSSL's alert is all that goes out
             return
-        if self.state is State.HANDSHAKE and self._stream.established:
+        agreed = self.state is State.HANDSHAKE and self._stream.established
+        if agreed:
             self.state = State.REQUEST
-            sockets.quick_ack(self._sock)
-            self._set_deadline(self._door.limits.request)
         if data == b"":
             self._note(Outcome.GONE)
             self.close()
@@ -271,6 +267,9 @@ class Exchange(Handler):
             self._take(data)
         else:
             self._stream.flush()  # the handshake's next flight
+        if agreed and self.state is State.REQUEST:  # it has not come, or not in one piece
+            sockets.quick_ack(self._sock)
+            self._set_deadline(self._door.limits.request)
 
     def _take(self, data: bytes) -> None:
         door, bodiless = self._door, False

@@ -99,8 +99,8 @@ class Leases:
 
     def release(self, right: Right) -> None:
         """RIGHT's holder has come, or will not come any more."""
-        self._awaited_of_id.subtract((right.id,))
-        self._awaited_of_label.subtract((right.label,))
+        self._awaited_of_id[right.id] -= 1
+        self._awaited_of_label[right.label] -= 1
 
     def open_p(self, right: Right, peer: Peer) -> int:
         """Listen for RIGHT's holder, who registered as PEER.  Raises TooMany, NoPort."""

@@ -85,7 +85,8 @@ class Registrar:
             pairings = [asdict(pairing) for pairing in self.lobby.pairings(label)]
             body = json.dumps(pairings).encode()
             return Answer(Outcome.LISTED, Response(200, body, "application/json"), label, claim.id)
-        right = replace(right, proxy="taas-proxy" in request.fields)
+        if "taas-proxy" in request.fields:
+            right = replace(right, proxy=True)
         return self._register(right, peer, stays="taas-stay" in request.fields)
 
     def _right(self, claim: Claim, label: str, peer: Peer) -> Right | Answer:

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from taaslib import __version__, startup
+from taaslib import __version__, sockets, startup
 from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
@@ -201,6 +201,7 @@ class Service:
         port = http_port or (self._listeners[0].port if self._listeners else self.config.port)
         try:
             sock = open_port(address, port)
+            sockets.no_delay(sock)  # accepted ones take it over
         except OSError as error:
             key, where = "http-port" if http_port else "port", host_port(address, port)
             why = f"can't listen on {where}: {error.strerror}"

@@ -10,7 +10,6 @@ through TLS.  A client that goes on sending would make OpenSSL fail for good, an
 bytes turns the answer on its way into a reset (RFC 9112 9.6).
 """
 
-import contextlib
 import socket
 import ssl
 
@@ -96,6 +95,8 @@ class TlsStream(PlainStream):
                 self.established = True
             while chunk := self._tls.read(_CHUNK):
                 data += chunk
+                if not (self._incoming.pending or self._tls.pending() or self._outgoing.pending):
+                    return data  # to ask once more would raise
             self.peer_closed = True
         except ssl.SSLWantReadError:
             # A peer may make OpenSSL answer without end (KeyUpdate) and never read the answers.
@@ -138,6 +139,8 @@ class TlsStream(PlainStream):
         """close_notify and FIN, once all is sent; False while it is not.  Raises OSError."""
         if not self._closing:
             self._closing = True
-            with contextlib.suppress(ssl.SSLError):  # SSLWantRead: ours is written, theirs not yet there
+            try:
                 self._tls.unwrap()
+            except ssl.SSLError:  # SSLWantRead: ours is written, theirs not yet there
+                pass
         return super().finish()
