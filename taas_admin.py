@@ -32,6 +32,13 @@ BUSY_MS = 5000
 SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
 MODES = ("redirect", "passthrough", "both")
 SUFFIX = {"ini": ".agent.ini", "js": ".js"}
+# Each command as a script, within taas.pyz, and as pip installs it.
+NAMES = {
+    "taas": ("taas", "", "taas"),
+    "admin": ("taas_admin", " admin", "taas-admin"),
+    "agent": ("taas_agent", " agent", "taas-agent"),
+    "make-cert": ("make_cert", " make-cert", "taas-make-cert"),
+}
 NO_PYOTP = "pyotp is missing: pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
 
 _PEM = re.compile("-----BEGIN CERTIFICATE-----\r?\n.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -51,8 +58,22 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except (Refused, StoreError, OSError) as error:
         return _fail(error, 1)
-    print(json.dumps(document, indent=2) if arguments.json else text)
+    _say(json.dumps(document, indent=2) if arguments.json else text)
     return 0
+
+
+def called(name: str) -> str:
+    """The command NAME as an operator types it who called us as we were called."""
+    if (archive := Path(__file__).parent).is_file():
+        return f"python3 {archive.name}{NAMES[name][1]}"
+    return f"python {NAMES[name][0]}.py" if sys.argv[0].endswith(".py") else NAMES[name][2]
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; what was to be done is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor complain when Python flushes
 
 
 def _owner(settings: config.Config) -> Owner | None:
@@ -63,8 +84,12 @@ def _owner(settings: config.Config) -> Owner | None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print("taas_admin.py:", " ".join(str(error).split()), file=sys.stderr)
+    print(f"{_program()}:", " ".join(str(error).split()), file=sys.stderr)
     return code
+
+
+def _program() -> str:
+    return called("admin").removeprefix("python3 ").removeprefix("python ")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         return options
 
     parser = argparse.ArgumentParser(
-        prog="taas_admin.py", description="Who may register which label at this TAAS.", parents=[common()]
+        prog=_program(), description="Who may register which label at this TAAS.", parents=[common()]
     )
     parser.set_defaults(config="taas.ini", json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -320,7 +345,7 @@ class Admin:
         if found:
             ids = ", ".join(entry.credential.id for entry in found)
             raise Refused(f"label {what} has several IDs, say which: {ids}")
-        raise Refused(f"there is no ID and no label {what}: see taas_admin.py list")
+        raise Refused(f"there is no ID and no label {what}: see {called('admin')} list")
 
     @staticmethod
     def _document(store: Store, entry: Entry, uri: str = "") -> dict[str, Any]:
@@ -357,7 +382,7 @@ class Admin:
 
     def _next_steps(self, file: Path, label: str) -> str:
         port = "" if self._settings.port == 443 else f":{self._settings.port}"
-        run = f"    python taas_agent.py {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
+        run = f"    {called('agent')} {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
         return (
             f"Wrote {file}: it holds the secret.  Copy it to the hidden server"
             + (f", and run there\n{run}" if run else ", for the original client.\n")
@@ -376,7 +401,8 @@ class Admin:
         try:
             pem = _PEM.search(path.read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
-            raise Refused(f"certificate {path} is missing: run make_cert.py, or put yours there") from None
+            remedy = f"run {called('make-cert')}, or put yours there"
+            raise Refused(f"certificate {path} is missing: {remedy}") from None
         if not pem:
             raise Refused(f"certificate {path} holds no PEM certificate")
         return pem[0].replace("\r", "")
@@ -460,6 +486,7 @@ def _words(document: dict[str, Any]) -> str:
     labels = [
         label
         + (f" (port {document['ports'][label]})" if label in document["ports"] else "")
+        + ("" if (mode := document["modes"][label]) == "redirect" else f" ({mode})")
         + "".join(f" + {host}" for host in document["hosts"].get(label, ()))
         for label in document["labels"]
     ]
