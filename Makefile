@@ -25,7 +25,7 @@ help:
 	@echo "make fuzz       a minute of new inputs for all that reads from the network"
 	@echo "make soak       100,000 visitors, one after the other, and what they leave behind"
 	@echo "make bench      our service beside its peers (QUICK=1: under two minutes; YES=1: fetch the peers unasked)"
-	@echo "make dist       dist/taas.pyz and dist/taas.tar.gz"
+	@echo "make dist       dist/taas.pyz, dist/taas.tar.gz and their SHA-256SUMS"
 	@echo "make clean      forget what the others made"
 
 run:

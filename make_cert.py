@@ -107,12 +107,16 @@ def _plan(ini: Path | None) -> Plan:
     if ini is None:
         here = Path("registrar.crt"), Path("registrar.key")
         return Plan(*here, ("127.0.0.1",), ("localhost", "*.localhost"), None)
-    c = config.load(ini)
+    return plan_for(config.load(ini))
+
+
+def plan_for(c: config.Config) -> Plan:
+    """The certificate that taas.ini asks for.  Raises config.ConfigError."""
     names = tuple(dict.fromkeys((c.registrar, c.servers, f"*.{c.servers}")))
     try:
         owner = owner_of_files(c.user)
     except LookupError as error:
-        raise config.ConfigError(ini, "[taas] user", error) from None
+        raise config.ConfigError(c.path, "[taas] user", error) from None
     return Plan(c.certificate, c.key, c.public, names, owner)
 
 

@@ -10,6 +10,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import make_cert
 from taaslib import config, names
 from taaslib.ownership import Owner, make_folder, owner_of_files
 from taaslib.store import Credential, Entry, Refused, Store, StoreError
@@ -32,6 +34,13 @@ BUSY_MS = 5000
 SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
 MODES = ("redirect", "passthrough", "both")
 SUFFIX = {"ini": ".agent.ini", "js": ".js"}
+# Each command as a script, within taas.pyz, and as pip installs it.
+NAMES = {
+    "taas": ("taas", "", "taas"),
+    "admin": ("taas_admin", " admin", "taas-admin"),
+    "agent": ("taas_agent", " agent", "taas-agent"),
+    "make-cert": ("make_cert", " make-cert", "taas-make-cert"),
+}
 NO_PYOTP = "pyotp is missing: pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
 
 _PEM = re.compile("-----BEGIN CERTIFICATE-----\r?\n.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -44,15 +53,31 @@ def main(argv: list[str] | None = None) -> int:
     if "host" in arguments and bool(arguments.host) == bool(arguments.labels):
         parser.error("name labels, or a domain with --host; one of the two")
     try:
-        settings = config.load(Path(arguments.config))
-        owner = _owner(settings)
-        document, text = arguments.command(Admin(settings, owner), arguments)
+        if arguments.command is init:
+            document, text = init(arguments)
+        else:
+            settings = config.load(Path(arguments.config))
+            document, text = arguments.command(Admin(settings, _owner(settings)), arguments)
     except config.ConfigError as error:
         return _fail(error, 2)
-    except (Refused, StoreError, OSError) as error:
+    except (Refused, make_cert.Refused, StoreError, OSError) as error:
         return _fail(error, 1)
-    print(json.dumps(document, indent=2) if arguments.json else text)
+    _say(json.dumps(document, indent=2) if arguments.json else text)
     return 0
+
+
+def called(name: str) -> str:
+    """The command NAME as an operator types it who called us as we were called."""
+    if (archive := Path(__file__).parent).is_file():
+        return f"python3 {archive.name}{NAMES[name][1]}"
+    return f"python {NAMES[name][0]}.py" if sys.argv[0].endswith(".py") else NAMES[name][2]
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; what was to be done is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor complain when Python flushes
 
 
 def _owner(settings: config.Config) -> Owner | None:
@@ -63,8 +88,12 @@ def _owner(settings: config.Config) -> Owner | None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print("taas_admin.py:", " ".join(str(error).split()), file=sys.stderr)
+    print(f"{_program()}:", " ".join(str(error).split()), file=sys.stderr)
     return code
+
+
+def _program() -> str:
+    return called("admin").removeprefix("python3 ").removeprefix("python ")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,17 +107,39 @@ def _parser() -> argparse.ArgumentParser:
         return options
 
     parser = argparse.ArgumentParser(
-        prog="taas_admin.py", description="Who may register which label at this TAAS.", parents=[common()]
+        prog=_program(), description="Who may register which label at this TAAS.", parents=[common()]
     )
     parser.set_defaults(config="taas.ini", json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Command, help: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., Answer], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=help, description=help, parents=[common(default=argparse.SUPPRESS)]
         )
         sub.set_defaults(command=run)
         return sub
+
+    first = command(
+        "init", init, "the first of all: taas.ini, a certificate and a database, where none is yet"
+    )
+    first.add_argument(
+        "--domain",
+        required=True,
+        help="the name above all labels: taas.example.com, for home.taas.example.com",
+    )
+    first.add_argument(
+        "--public",
+        required=True,
+        metavar="ADDRESS",
+        help="what clients connect to; one IPv4, one IPv6 or both, with a comma between",
+    )
+    first.add_argument("--registrar", metavar="NAME", help="default: registrar.DOMAIN")
+    first.add_argument("--port", metavar="N", help="default: 443")
+    first.add_argument("--ports", metavar="FIRST-LAST", help="for what is relayed (default: 61000-65535)")
+    first.add_argument("--user", metavar="NAME", help="whom the service becomes when root starts it")
+    first.add_argument(
+        "--state", metavar="FOLDER", help="for certificate, key and database (default: taas.ini's)"
+    )
 
     def writes_file(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--force", action="store_true", help="write over a file that is there")
@@ -171,6 +222,76 @@ def _period(text: str) -> int:
 
 
 Answer = tuple[Any, str]  # the same for programs (--json) and for people
+
+
+def init(wanted: argparse.Namespace) -> Answer:
+    """Make all that the service needs to start, or leave everything as it was."""
+    path = Path(wanted.config)
+    text = _first_ini(wanted)
+    settings = config.parse(text, path)
+    owner = _owner(settings)
+    state = (settings.certificate, settings.key, settings.database)
+    for file in (path, *state):
+        if os.path.lexists(file):
+            raise Refused(
+                f"{file} exists: init writes over nothing; move it away, or go on with what is there"
+            )
+    make_folder(path.parent, None)
+    with _written(path, text, force=False, mode=0o644):  # first, so that of two inits one is refused
+        try:
+            make_cert.make(make_cert.plan_for(settings), renew=False, force=False)
+            make_folder(settings.database.parent, owner)
+            Store(settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=owner).close()
+        except BaseException:
+            for file in state:
+                file.unlink(missing_ok=True)
+            raise
+    fingerprint = make_cert.fingerprint(settings.certificate.read_text())
+    ports = [str(settings.port)]
+    ports += [f"{r.start}-{r.stop - 1}" if len(r) > 1 else str(r.start) for r in settings.ports]
+    records = _dns_records(settings)
+    paths = zip(("config", "certificate", "key", "database"), (path, *state), strict=True)
+    document: dict[str, Any] = {name: str(file.absolute()) for name, file in paths}
+    document |= {"fingerprint": fingerprint, "dns": records, "ports": ports}
+    option = "" if wanted.config == "taas.ini" else f"-c {wanted.config} "
+    return document, "\n".join(
+        [f"Wrote {path}, {', '.join(map(str, state))}.", f"SHA-256 fingerprint: {fingerprint}"]
+        + ["", "DNS records to create:", *(f"    {name}.  IN {kind} {to}" for name, kind, to in records)]
+        + ["", "TCP ports to open, here and in the cloud's firewall:", f"    {', '.join(ports)}", "", "Then:"]
+        + [f"    {called('admin')} {option}add home", f"    {called('taas')} {path}"]
+        + ["and on the hidden server, with home.agent.ini from here:"]
+        + [f"    {called('agent')} home.agent.ini --to 127.0.0.1:443"]
+    )
+
+
+def _first_ini(wanted: argparse.Namespace) -> str:
+    values = {
+        "public": wanted.public,
+        "registrar": wanted.registrar or f"registrar.{wanted.domain}",  # the labels' DNS record covers it
+        "servers": wanted.domain,
+        "port": wanted.port,
+        "ports": wanted.ports,
+        "user": wanted.user,
+    }
+    if wanted.state:
+        folder = Path(wanted.state).absolute()
+        values |= {"certificate": folder / "registrar.crt", "key": folder / "registrar.key"}
+        values |= {"database": folder / "taas.db"}
+    head = (
+        "# Written by taas_admin.py init; taas.ini.example explains these options, and all others.\n[taas]\n"
+    )
+    return head + "".join(f"{key} = {value}\n" for key, value in values.items() if value)
+
+
+def _dns_records(settings: config.Config) -> list[tuple[str, str, str]]:
+    """The (name, type, address) that clients look for."""
+    wanted = [f"*.{settings.servers}"]
+    if not settings.reserved_label:
+        wanted.append(settings.registrar)
+    if settings.location == "domain":
+        wanted.append(settings.servers)
+    kinds = {a: "A" if ipaddress.ip_address(a).version == 4 else "AAAA" for a in settings.public}
+    return [(name, kinds[address], address) for name in wanted for address in settings.public]
 
 
 class Admin:
@@ -320,7 +441,7 @@ class Admin:
         if found:
             ids = ", ".join(entry.credential.id for entry in found)
             raise Refused(f"label {what} has several IDs, say which: {ids}")
-        raise Refused(f"there is no ID and no label {what}: see taas_admin.py list")
+        raise Refused(f"there is no ID and no label {what}: see {called('admin')} list")
 
     @staticmethod
     def _document(store: Store, entry: Entry, uri: str = "") -> dict[str, Any]:
@@ -357,7 +478,7 @@ class Admin:
 
     def _next_steps(self, file: Path, label: str) -> str:
         port = "" if self._settings.port == 443 else f":{self._settings.port}"
-        run = f"    python taas_agent.py {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
+        run = f"    {called('agent')} {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
         return (
             f"Wrote {file}: it holds the secret.  Copy it to the hidden server"
             + (f", and run there\n{run}" if run else ", for the original client.\n")
@@ -376,7 +497,8 @@ class Admin:
         try:
             pem = _PEM.search(path.read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
-            raise Refused(f"certificate {path} is missing: run make_cert.py, or put yours there") from None
+            remedy = f"run {called('make-cert')}, or put yours there"
+            raise Refused(f"certificate {path} is missing: {remedy}") from None
         if not pem:
             raise Refused(f"certificate {path} holds no PEM certificate")
         return pem[0].replace("\r", "")
@@ -425,9 +547,6 @@ class Admin:
         return f"exports.params = {{\n{lines}\n}}\n"
 
 
-Command = Callable[[Admin, argparse.Namespace], Answer]
-
-
 def _secret(algorithm: str) -> str:
     return base64.b32encode(secrets.token_bytes(SECRET_BYTES[algorithm])).decode().rstrip("=")
 
@@ -439,8 +558,8 @@ def _file_names(entry: Entry, format: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _written(path: Path, content: str, force: bool) -> Iterator[None]:
-    """PATH holds CONTENT, readable for us alone, if the body succeeds; else it is as it was."""
+def _written(path: Path, content: str, force: bool, mode: int = 0o600) -> Iterator[None]:
+    """PATH holds CONTENT, as a rule readable for us alone, if the body succeeds; else it is as it was."""
     new = path.with_name(f".{path.name}.{os.getpid()}") if force else path
     try:
         descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -449,6 +568,7 @@ def _written(path: Path, content: str, force: bool) -> Iterator[None]:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
+            os.fchmod(descriptor, mode)
         yield
     except BaseException:
         new.unlink()
@@ -460,6 +580,7 @@ def _words(document: dict[str, Any]) -> str:
     labels = [
         label
         + (f" (port {document['ports'][label]})" if label in document["ports"] else "")
+        + ("" if (mode := document["modes"][label]) == "redirect" else f" ({mode})")
         + "".join(f" + {host}" for host in document["hosts"].get(label, ()))
         for label in document["labels"]
     ]

@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -549,3 +550,50 @@ def test_the_registrar_is_nobody_s_own_domain(folder: Path) -> None:
     answer(folder, "add", "home")
     registrar = (folder / "taas.ini").read_text().partition("registrar = ")[2].split()[0]
     assert "own" in refused(folder, "grant", "home", "--host", registrar)
+
+
+# How it was called, and who reads
+
+
+def test_list_tells_people_a_mode_that_is_not_the_default(folder: Path) -> None:
+    answer(folder, "add", "home", "--port", 62050)
+    answer(folder, "add", "cam", "--mode", "passthrough")
+    home, cam = run(folder, "list").stdout.splitlines()
+    assert home.endswith("  home (port 62050)") and cam.endswith("  cam (passthrough)")
+
+
+def test_hints_name_the_command_as_it_was_called(folder: Path) -> None:
+    archive = folder / "my-taas.pyz"
+    with zipfile.ZipFile(archive, "w") as pyz:
+        pyz.write(TOP / "tools" / "dist_main.py", "__main__.py")
+        for file in [*TOP.glob("*.py"), *(TOP / "taaslib").glob("*.py")]:
+            pyz.write(file, file.relative_to(TOP))
+    installed = folder / "taas-admin"  # what pip makes of [project.scripts]
+    path = f"import sys\nsys.path.insert(0, {str(TOP)!r})\n"
+    installed.write_text(f"{path}import taas_admin\ntaas_admin.main()\n")
+    for command, admin, agent in (
+        ([TOP / "taas_admin.py"], "python taas_admin.py", "python taas_agent.py"),
+        ([archive, "admin"], "python3 my-taas.pyz admin", "python3 my-taas.pyz agent"),
+        ([installed], "taas-admin", "taas-agent"),
+    ):
+        label = agent.translate({ord(c): "x" for c in " ._"})
+
+        def said(*arguments: str, command: list[Any] = command) -> subprocess.CompletedProcess[str]:
+            line = [sys.executable, *command, *arguments]
+            return subprocess.run(line, cwd=folder, capture_output=True, text=True)
+
+        assert f"\n    {agent} {label}.agent.ini --to " in said("add", label).stdout
+        complaint = said("remove", "nobody").stderr
+        assert complaint.startswith(admin.rpartition("python")[2].removeprefix("3").lstrip() + ": ")
+        assert complaint.endswith(f": see {admin} list\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
+    answer(folder, "add", "home")
+    for option in ("--json", "-c=taas.ini"):
+        reading, writing = os.pipe()
+        os.close(reading)  # as `head` does, only sooner
+        command = [sys.executable, str(TOP / "taas_admin.py"), *option.split("="), "list"]
+        done = subprocess.run(command, cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, "")

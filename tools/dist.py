@@ -1,10 +1,12 @@
-"""make dist: dist/taas.pyz, everything in one file, and dist/taas.tar.gz, the scripts with pyotp beside them.
+"""make dist: dist/taas.pyz, everything in one file, and dist/taas.tar.gz, the scripts with pyotp beside them;
+dist/SHA-256SUMS tells whether they arrived as they were made: sha256sum -c SHA-256SUMS.
 
 pyotp comes from the package index, pinned by version and hash in requirements.txt.  The same sources give
 the same octets: entries are sorted and dated by SOURCE_DATE_EPOCH, or by the last commit.
 """
 
 import gzip
+import hashlib
 import io
 import os
 import subprocess
@@ -35,8 +37,11 @@ def main() -> int:
     main_py = {"__main__.py": (TOP / "tools" / "dist_main.py").read_bytes()}
     write_pyz(DIST / "taas.pyz", code | libraries | main_py | read("LICENSE"), date)
     write_tar(DIST / "taas.tar.gz", "taas", code | libraries | papers, date)
+    sums = ""
     for path in (DIST / "taas.pyz", DIST / "taas.tar.gz"):
+        sums += f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
         print(f"{path.relative_to(TOP)}  {path.stat().st_size // 1024} KiB")
+    (DIST / "SHA-256SUMS").write_text(sums, newline="\n")
     return 0
 
 
