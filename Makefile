@@ -35,7 +35,7 @@ run:
 
 dev:
 	@sh tools/need.sh python3 python3-venv
-	@test -f "$(VENV)/requirements-dev.txt" || sh tools/need.sh --optional openssl curl iproute2 chromium $(PROGRAMS)
+	@test -f "$(VENV)/requirements-dev.txt" || sh tools/need.sh --optional openssl curl iproute2 nftables chromium $(PROGRAMS)
 	@sh tools/environment.sh dev
 
 test: dev

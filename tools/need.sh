@@ -12,6 +12,7 @@ is_there() {
         python3) "$python" -c 'import sys, ssl, sqlite3; sys.exit(sys.version_info < (3, 10))' ;;
         python3-venv) "$python" -c 'import ensurepip, venv' ;;
         iproute2) command -v ip ;;
+        nftables) command -v nft ;;
         openssh-client) command -v ssh ;;
         openssh-server) command -v sshd || test -x /usr/sbin/sshd ;;
         libssl-dev) test -f /usr/include/openssl/ssl.h ;;
