@@ -477,8 +477,7 @@ class Pool:
         try:
             ends.append(End(self.loop, await self.loop.reach([], target.to), "target"))
             await ends[1].send((header or PROXY_LOCAL) if target.proxy else b"")
-            if isinstance(front, TlsEnd):
-                await front.begin()
+            await front.begin() if isinstance(front, TlsEnd) else None
             halves = [Task(self.loop, copy(*pair), me) for pair in (ends, ends[::-1])]
             while not all(half.ended for half in halves) and not any(half.error for half in halves):
                 await self.loop.pause()
@@ -495,14 +494,15 @@ class Pool:
             for half in halves:
                 half.cancel()
             for end in ends:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, AttributeError):
                     if outcome not in ("complete", "tls-failed"):
                         end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                        end.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # Linux: ACK what came, or
+                        end.sock.recv(LARGE)  # the service takes us for dead and tries the next of the pool
                 self.loop.close_socket(end.sock)
             self.agent.log(outcome, label=self.label, visitor=visitor_of(header), **facts, received=front.received,
                            sent=front.sent, seconds=round(time.monotonic() - began, 1))
-            if self.agent.options.once:
-                self.agent.status = 0
+            self.agent.status = 0 if self.agent.options.once else self.agent.status
 
     def _arrived(self, me: Task, sock: socket.socket) -> None:
         keep_alive(sock, UNACKNOWLEDGED_MS)  # the deadline of its wait

@@ -38,6 +38,7 @@ from registrar import (
     receive,
     self_signed,
 )
+from test_trial import HELLO
 
 HOME = f"home.{SERVERS}"
 BLOB = hashlib.sha256(b"blob").digest() * (16 * MEBIBYTE // 32)
@@ -446,3 +447,16 @@ def test_the_agent_s_own_openssl_command_makes_a_pair_that_works(served: Served)
     with app() as to:
         served.agent("--to", to)
         assert served.curl("/rsa") == b"you asked /rsa"
+
+
+@WAYS
+def test_a_target_that_is_down_does_not_drain_the_pool(served: Served, way: list[str]) -> None:
+    """The hello was read: the service must see that, or it would try the whole pool."""
+    agent = served.agent("--to", "127.0.0.1:1", *way)
+    with socket.create_connection(("127.0.0.1", served.process.port)) as visitor:
+        visitor.sendall(HELLO)
+        visitor.settimeout(PATIENCE)
+        with contextlib.suppress(ConnectionResetError):
+            assert visitor.recv(1) == b""
+    agent.said(" target-refused ")
+    assert " failed-over " not in served.process.log

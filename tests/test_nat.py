@@ -1,5 +1,6 @@
-"""A NAT that loses its table, between a hidden server and the service: a router of nftables in a namespace of
-its own; see test_slow.py.  What it forgets it drops, as home routers do, or answers with a reset of its own.
+"""A NAT that loses its table, before the hidden server: nftables in a namespace (see test_slow.py).
+
+What it forgot it either drops, as routers at home do, or answers with a reset of its own.
 """
 
 from __future__ import annotations
