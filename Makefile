@@ -9,7 +9,8 @@ PORT ?= 8443
 PYTEST ?=
 SECONDS ?= 60
 FUZZ ?=
-VISITS ?= 100000
+MINUTES ?= 5
+VISITS ?=
 
 # What the journeys of the tests put behind a label, and before it.
 PROGRAMS = caddy git lego openssh-client openssh-server pebble
@@ -23,7 +24,7 @@ help:
 	@echo "make test       the tests (slow ones: make slow-test)"
 	@echo "make check      ruff, mypy --strict, the tests"
 	@echo "make fuzz       a minute of new inputs for all that reads from the network"
-	@echo "make soak       100,000 visitors, one after the other, and what they leave behind"
+	@echo "make soak       five minutes of faults around a steady visitor, and what they leave behind (MINUTES=10)"
 	@echo "make bench      our service beside its peers (QUICK=1: under two minutes; YES=1: fetch the peers unasked)"
 	@echo "make dist       dist/taas.pyz, dist/taas.tar.gz and their SHA-256SUMS"
 	@echo "make clean      forget what the others made"
@@ -54,9 +55,9 @@ fuzz: dev
 	@sh tools/environment.sh fuzz
 	@"$(VENV)/bin/python" tools/fuzz.py --seconds $(SECONDS) $(FUZZ)
 
-# VISITS=1000 for a short one.
+# VISITS=100000: so many visits, one after the other, and no faults.
 soak: dev
-	@"$(VENV)/bin/python" tools/soak.py --visits $(VISITS)
+	@"$(VENV)/bin/python" tools/soak.py $(if $(VISITS),--visits $(VISITS),--minutes $(MINUTES))
 
 # Takes half an hour and wants a machine that does nothing else; bench/README.md says what it measures.
 bench:

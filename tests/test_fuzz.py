@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.fuzz import never_happened
+from tools.fuzz_targets import TARGETS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,3 +26,9 @@ def test_a_known_input_is_replayed_and_says_what_happened() -> None:
 def test_an_unknown_target_is_named() -> None:
     run = fuzz("http2")
     assert run.returncode == 2 and "no such target: http2" in run.stderr
+
+
+def test_a_target_that_tested_nothing_fails() -> None:
+    assert never_happened(3, {"a name": 2, "more": 0}, ("a name", "more", "no name")) == ["more", "no name"]
+    assert never_happened(0, {}, ()) == ["an input"]
+    assert all(target.must for target in TARGETS.values())

@@ -76,12 +76,17 @@ def campaign(name: str, seconds: float, must: tuple[str, ...]) -> tuple[int, int
         return 0, 1
     happened = report["happened"]
     print(f"{name}: {report['inputs']} inputs; " + ", ".join(f"{word} {n}" for word, n in happened.items()))
-    missing = [word for word in must if not happened.get(word)]
+    missing = never_happened(report["inputs"], happened, must)
     if report["trouble"]:
         print(f"{report['trouble']}replay: {sys.executable} tools/fuzz.py --replay {name} {report['file']}")
     elif missing:
         print(f"{name}: it never happened: {', '.join(missing)}")
     return report["inputs"], int(bool(report["trouble"] or missing))
+
+
+def never_happened(inputs: int, happened: dict[str, int], must: tuple[str, ...]) -> list[str]:
+    """What a campaign has to see and did not: an input, and every word that its target must say."""
+    return ["an input"] * (not inputs) + [word for word in must if not happened.get(word)]
 
 
 def fuzz(name: str, seconds: float) -> NoReturn:
