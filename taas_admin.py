@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import sqlite3
 import ssl
 import sys
 import time
@@ -23,11 +24,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import make_cert
 from taaslib import config, names
 from taaslib.ownership import Owner, make_folder, owner_of_files
-from taaslib.store import Credential, Entry, Refused, Store, StoreError
+from taaslib.store import MIGRATIONS, Credential, Entry, Refused, Store, StoreError
 
 BUSY_MS = 5000
 # RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
@@ -189,6 +191,13 @@ def _parser() -> argparse.ArgumentParser:
         command("enable", Admin.enable, "accept a disabled credential again"),
     ):
         sub.add_argument("what", metavar="ID|LABEL", type=str.lower)
+    copy = command(
+        "backup", Admin.backup, "copy the database while the service runs; the copy holds every secret"
+    )
+    copy.add_argument("file", metavar="FILE", type=Path)
+    copy.add_argument("--force", action="store_true", help="write over a file that is there")
+    back = command("restore", Admin.restore, "put a backup in the place of the database")
+    back.add_argument("file", metavar="FILE", type=Path)
     for name in ("revoke", "remove", "disable"):
         commands.choices[name].add_argument(
             "--keep-live", action="store_true", help="let live pairs go on; by default they are ended"
@@ -417,6 +426,38 @@ class Admin:
             document = self._document(store, self._entry(store, id))
         return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
 
+    def backup(self, wanted: argparse.Namespace) -> Answer:
+        database, file = self._settings.database, wanted.file
+        if os.path.lexists(file) and not wanted.force:
+            raise Refused(f"{file} exists: move it away, or write over it with --force")
+        with _copied(database, file, live=True) as (new, version, count):
+            if wanted.force:
+                new.replace(file)
+            else:
+                os.link(new, file)  # unlike a rename it writes over nothing
+        document = {"file": str(file.absolute()), "credentials": count, "schema": version}
+        return document, f"Wrote {file}: {count} credentials (schema version {version}), with their secrets."
+
+    def restore(self, wanted: argparse.Namespace) -> Answer:
+        database, file = self._settings.database, wanted.file
+        if file.exists() and database.exists() and file.samefile(database):
+            raise Refused(f"{file} is the database itself")
+        make_folder(database.parent, self._owner)
+        with _copied(file, database, live=False) as (new, version, count):
+            if version > len(MIGRATIONS):
+                known = f"newer than the {len(MIGRATIONS)} that this version of TAAS knows: use a newer TAAS"
+                raise Refused(f"{file} has schema version {version}, {known}")
+            Store(new, busy_ms=BUSY_MS, synchronous="FULL").close()  # an older one is brought up to date
+            was = database.stat() if database.exists() else None
+            if owner := self._owner or (was and os.geteuid() == 0 and (was.st_uid, was.st_gid)) or None:
+                os.chown(new, *owner)
+            _put_in_place(new, database)
+        with self._store():
+            pass  # in a folder that is root's this leaves the files beside it that the service can't make
+        document = {"file": str(file.absolute()), "credentials": count, "schema": version}
+        said = f"Restored {count} credentials from {file} (schema version {version})."
+        return document, f"{said}\nA running service follows within two seconds."
+
     def _refuse_reserved(self, labels: list[str]) -> None:
         reserved = self._settings.reserved_label
         if reserved in labels:
@@ -574,6 +615,64 @@ def _written(path: Path, content: str, force: bool, mode: int = 0o600) -> Iterat
         new.unlink()
         raise
     new.replace(path)
+
+
+@contextlib.contextmanager
+def _copied(source: Path, place: Path, live: bool) -> Iterator[tuple[Path, int, int]]:
+    """A sound copy of SOURCE, beside PLACE and ours alone, its schema version and count of credentials.
+
+    Unless the body puts it in place it is gone afterwards.  LIVE: others may be writing to SOURCE.
+    """
+    new = place.with_name(f".{place.name}.{os.getpid()}")
+    if not source.exists():
+        raise Refused(f"there is no {source}")
+    try:
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            yield new, *_copy(source, new, live)
+        except sqlite3.Error as error:
+            raise Refused(f"{source} can't be used: {error}") from None
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            _beside(new, suffix).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, live: bool) -> tuple[int, int]:
+    # A backup that lies in a folder of somebody else's can't be given the -shm that sqlite wants to read it.
+    how = "?mode=ro" + ("" if live or _beside(source, "-wal").exists() else "&immutable=1")
+    with (
+        contextlib.closing(sqlite3.connect(_uri_of(source, how), uri=True)) as old,
+        contextlib.closing(sqlite3.connect(target, isolation_level=None)) as new,
+    ):
+        old.backup(new)
+        new.execute("PRAGMA journal_mode = DELETE")  # one file
+        if (complaint := new.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+            raise Refused(f"{source} is damaged: {complaint}")
+        version = new.execute("PRAGMA user_version").fetchone()[0]
+        if not version or not new.execute("PRAGMA table_info(credentials)").fetchone():
+            raise Refused(f"{source} is no database of TAAS")
+        return version, new.execute("SELECT count(*) FROM credentials").fetchone()[0]
+
+
+def _put_in_place(new: Path, database: Path) -> None:
+    """Replace DATABASE, so that neither what stands in its -wal nor a reader of the old one meets the new."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(sqlite3.Error):  # missing or broken, which may be why it is replaced
+            connected = sqlite3.connect(_uri_of(database, "?mode=rw"), uri=True, isolation_level=None)
+            old = stack.enter_context(contextlib.closing(connected))
+            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            old.execute("BEGIN IMMEDIATE")  # no command may change what is about to go
+        for suffix in ("-wal", "-shm"):
+            _beside(database, suffix).unlink(missing_ok=True)
+        new.replace(database)
+
+
+def _beside(database: Path, suffix: str) -> Path:
+    return database.with_name(database.name + suffix)
+
+
+def _uri_of(database: Path, how: str) -> str:
+    return f"file:{quote(os.fsencode(database.absolute()))}{how}"
 
 
 def _words(document: dict[str, Any]) -> str:
