@@ -59,7 +59,7 @@ class Config:
 
     def public_address(self, family: int) -> str | None:
         """The public address of FAMILY (4 or 6), where the operator named one."""
-        return next((a for a in self.public if ipaddress.ip_address(a).version == family), None)
+        return next((a for a in self.public if (6 if ":" in a else 4) == family), None)
 
     @property
     def reserved_label(self) -> str | None:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -117,7 +118,7 @@ class Registrar:
         if self.store.rights(claim.id, label) is None:
             message = f"This ID may not serve {label}; ask the operator to grant it."
             return _no(Outcome.NOT_GRANTED, 403, message, label=label, id=claim.id)
-        return Right(label, claim.id, credential.generation)
+        return Right(sys.intern(label), sys.intern(claim.id), credential.generation)  # many wait on the same
 
     def _clock_off(self, claim: Claim, secret: Secret, now: float) -> str | None:
         """What the log is told when a wrong code would have been right at another time.
