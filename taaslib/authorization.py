@@ -8,7 +8,6 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import pyotp
@@ -126,23 +125,12 @@ def clock_off(code: str, secret: Secret, now: float) -> int | None:
 
 def _find(code: str, secret: Secret, steps: Iterable[int]) -> int | None:
     """The last of STEPS whose code this is."""
-    totp = _Totp(
+    totp = pyotp.TOTP(
         secret.base32, digits=secret.digits, digest=ALGORITHMS[secret.algorithm], interval=secret.period
     )
-    claimed = code.encode("utf-8", "surrogateescape")
-    found = None
+    octets, claimed, found = totp.byte_secret(), code.encode("utf-8", "surrogateescape"), None
+    totp.byte_secret = lambda: octets  # type: ignore[method-assign]  # not read from base32 for each step
     for step in steps:
         if hmac.compare_digest(totp.generate_otp(step).encode(), claimed):
             found = step
     return found
-
-
-class _Totp(pyotp.TOTP):
-    """Reads its base32 once, not for each step."""
-
-    @cached_property
-    def _octets(self) -> bytes:
-        return super().byte_secret()
-
-    def byte_secret(self) -> bytes:
-        return self._octets
