@@ -129,11 +129,19 @@ class Loop:
         self._fresh.clear()
         ready = self._poller.poll(patience)
         self.busy_since = self.clock()
+        handlers, interest, fresh, patient = self._handlers, self._interest, self._fresh, self._patient
         for fd, events in ready:
-            if fd in self._fresh:
+            # Looked up anew each time: a handler served earlier may have closed FD or changed its mind.
+            if fd in fresh:
                 continue
-            if fd in self._patient:
+            if fd in patient:
                 self._ready_patient[fd] = events
+            elif events == READ and interest.get(fd, 0) & READ:  # nearly always
+                handler = handlers[fd]
+                try:
+                    handler.on_readable()
+                except Exception:
+                    self._on_fault(handler)
             else:
                 self._serve(fd, events)
         for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
@@ -147,16 +155,11 @@ class Loop:
         self._poller.close()
 
     def _serve(self, fd: int, events: int) -> None:
-        # Interest is looked up anew each time: a handler served earlier may have closed the descriptor
-        # or changed its mind.
         handler = self._handlers.get(fd)
         if handler is None:
             return
         interest = self._interest[fd]
         try:
-            if events == READ and interest & READ:  # nearly always
-                handler.on_readable()
-                return
             if events & FAILED:
                 handler.on_failed()
                 return

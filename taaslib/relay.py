@@ -48,13 +48,12 @@ class End(Handler):
         self.unanswered_since: float | None = None  # when `check` first saw octets without an ACK
 
     def on_readable(self) -> None:
-        pump = self.pump
         try:
-            pump.fill()
+            settled = self.pump.fill()
         except OSError as error:
             self._relay.fail(error.errno)
             return
-        if pump.at_end or pump.pending:
+        if not settled:
             self._relay.update()
 
     def on_writable(self) -> None:
