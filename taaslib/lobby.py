@@ -80,7 +80,8 @@ class Leg(Handler):
             self._lobby.leave(self, Outcome.HUNG_UP)
 
     def on_finished(self) -> None:
-        self._lobby.leave(self, Outcome.HUNG_UP)
+        if self.right is not None:  # of a visitor, reading sees it in its place
+            self._lobby.leave(self, Outcome.HUNG_UP)
 
     def on_failed(self) -> None:
         code = sockets.failure(self.sock)
@@ -92,7 +93,7 @@ class Leg(Handler):
     def update_interest(self) -> None:
         room = not self.at_end and len(self.early) < self._lobby.limits.early_bytes
         self._lobby.loop.watch(
-            self.sock.fileno(), self, read=room, write=False, finished=self.right is not None
+            self.sock.fileno(), self, read=room, write=False, finished=room or self.right is not None
         )
 
 
@@ -198,7 +199,6 @@ class Lobby:
     def _pair(self, responder: Leg, initiator: Leg) -> None:
         for leg in (responder, initiator):
             _cancel(leg)
-            self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
         self.tally.give_back(initiator.seats[-1], *responder.seats)
         initiator.seats = initiator.seats[:-1]
@@ -234,7 +234,7 @@ class Lobby:
         leg.state = State.ENDED
         self.tally.give_back(*leg.seats)
         _cancel(leg)
-        self.loop.forget(leg.sock.fileno())
+        self.loop.forget(leg.sock.fileno(), closing=True)
         leg.sock.close()
         role = "initiator" if leg.right is None else "responder"
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})

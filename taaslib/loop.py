@@ -40,6 +40,8 @@ class Handler:
 
 
 class Poller(Protocol):
+    sees_closing: bool  # a descriptor that is closed need not be taken out
+
     def set(self, fd: int, old: int | None, new: int | None) -> None: ...
     def poll(self, seconds: float) -> list[tuple[int, int]]: ...
     def close(self) -> None: ...
@@ -106,11 +108,15 @@ class Loop:
         else:
             self._patient.discard(fd)
 
-    def forget(self, fd: int) -> None:
-        """Stop watching FD; do so before it is closed.  Forgetting twice does nothing."""
+    def forget(self, fd: int, *, closing: bool = False) -> None:
+        """Stop watching FD; do so before it is closed.  Forgetting twice does nothing.
+
+        CLOSING: it is closed next, which epoll notices by itself.
+        """
         old = self._interest.pop(fd, None)
         if old is not None:
-            self._poller.set(fd, old, None)
+            if not (closing and self._poller.sees_closing):
+                self._poller.set(fd, old, None)
             del self._handlers[fd]
             self._patient.discard(fd)
             self._ready_patient.pop(fd, None)
@@ -200,6 +206,8 @@ class Loop:
 class EpollPoller:
     """Linux: interest may be empty, and RDHUP can be asked for."""
 
+    sees_closing = True  # epoll(7), Q6: no descriptor of ours has a duplicate
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
 
@@ -220,6 +228,8 @@ class EpollPoller:
 
 class SelectorsPoller:
     """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
+
+    sees_closing = False
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()

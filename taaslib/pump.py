@@ -245,11 +245,12 @@ class SplicePump(RingPump):
 
     @property
     def pending(self) -> int:
-        return self._in_pipe or super().pending
+        return self._in_pipe or (self._ring.pending if self._ring else 0)
 
     @property
     def has_room(self) -> bool:
-        return not self._in_pipe and super().has_room
+        ring = self._ring
+        return not (self.at_end or self._in_pipe) and (ring is None or ring.pending < ring.capacity)
 
     def _fill_in_bulk(self) -> None:
         if self._in_pipe:
