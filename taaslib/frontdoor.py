@@ -59,7 +59,6 @@ class FrontDoor:
 
     def welcome(self, plain: bool, sock: socket.socket, peer: Peer) -> None:
         """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
-        sockets.no_delay(sock)
         network = names.network_of(peer.address)
         neighbours = self._of_address.get(network, {})
         # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.

@@ -122,7 +122,6 @@ class Lobby:
     def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
         """A hidden server's connection has claimed its port p, or stays behind its registration."""
         try:
-            self._tune(sock)
             sockets.user_timeout(sock, self.limits.user_timeout)
         except OSError:
             sock.close()
@@ -153,11 +152,6 @@ class Lobby:
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
-        try:
-            self._tune(sock)
-        except OSError:
-            sock.close()
-            return
         leg = Leg(self, sock, peer, label, None)
         leg.seats = *seats, unpaired
         self.tally.take(*leg.seats)
@@ -168,12 +162,6 @@ class Lobby:
         self._arriving.add(leg)
         leg.timer = self.loop.call_later(self.limits.first_bytes, lambda: self._seek(leg))
         leg.update_interest()
-
-    def _tune(self, sock: socket.socket) -> None:
-        limits = self.limits
-        sockets.no_delay(sock)
-        sockets.urgent_in_line(sock)
-        sockets.keep_alive(sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes)
 
     def leg_spoke(self, leg: Leg) -> None:
         if leg.state is State.ARRIVING:
