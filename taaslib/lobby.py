@@ -112,9 +112,10 @@ class Lobby:
         limits = self.limits
         self._rooms: Rendezvous[Leg] = Rendezvous(limits)
         self.tally = Tally(limits)
-        self._arriving: set[Leg] = set()
+        self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
+        self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
-        self._pairings: dict[str, deque[Pairing]] = {}
+        self._pairings: dict[str, deque[tuple[Peer, Peer, int]]] = {}
         self._check_live()
 
     # Who comes
@@ -159,8 +160,9 @@ class Lobby:
             leg.early += early
             self._seek(leg)
             return
-        self._arriving.add(leg)
-        leg.timer = self.loop.call_later(self.limits.first_bytes, lambda: self._seek(leg))
+        self._arriving[leg] = self.loop.clock() + self.limits.first_bytes
+        if self._arrivals is None:
+            self._arrivals = self.loop.call_later(self.limits.first_bytes, self._seek_for_silent)
         leg.update_interest()
 
     def leg_spoke(self, leg: Leg) -> None:
@@ -169,8 +171,17 @@ class Lobby:
         else:
             leg.update_interest()
 
+    def _seek_for_silent(self) -> None:
+        self._arrivals = None
+        for leg, over in self._arriving.items():  # the oldest is looked at, and then its successor
+            rest = over - self.loop.clock()
+            self._arrivals = self.loop.call_later(max(0.0, rest), self._seek_for_silent)
+            if rest <= 0:
+                self._seek(leg)
+            return
+
     def _seek(self, leg: Leg) -> None:
-        self._arriving.discard(leg)
+        self._arriving.pop(leg, None)
         _cancel(leg)
         leg.state = State.WAITING
         self._act(leg, self._rooms.seek(leg.label, leg, self.loop.clock()))
@@ -192,8 +203,10 @@ class Lobby:
         initiator.seats = initiator.seats[:-1]
         responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
         self.tally.take(*responder.seats)
-        pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
-        pairings.append(Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000)))
+        if responder.label not in self._pairings:
+            self._pairings[responder.label] = deque(maxlen=self.limits.pairings)
+        met = responder.peer, initiator.peer, int(self.wall_clock() * 1000)
+        self._pairings[responder.label].append(met)
         self.journal.note(
             Outcome.PAIRED, label=responder.label, responder=responder.peer, initiator=initiator.peer
         )
@@ -215,7 +228,7 @@ class Lobby:
         """LEG goes before it was paired."""
         if leg.state is State.WAITING:
             self._rooms.leave(leg.label, leg, self.loop.clock())
-        self._arriving.discard(leg)
+        self._arriving.pop(leg, None)
         self._end(leg, outcome)
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
@@ -276,7 +289,7 @@ class Lobby:
 
     def pairings(self, label: str) -> list[Pairing]:
         """LABEL's last pairings, oldest first."""
-        return list(self._pairings.get(label, ()))
+        return [Pairing(str(one), str(other), when) for one, other, when in self._pairings.get(label, ())]
 
     @property
     def relays(self) -> list[Relay]:

@@ -13,6 +13,8 @@ from taaslib.http1 import Response
 class Outcome(enum.Enum):
     """What happened.  The value is the word in the log."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and the journal counts by outcome
+
     # The service
     STARTED = "started"  # it listens
     DRAINING = "draining"  # nobody new is taken, and live pairs may end by themselves
