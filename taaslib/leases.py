@@ -108,7 +108,7 @@ class Leases:
         address = self._listening_address(peer)
         for port in self._candidates():
             try:
-                sock = open_port(address, port)
+                sock = open_port(address, port, self.limits)
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     break
@@ -193,7 +193,7 @@ class Leases:
         socks: list[socket.socket] = []
         try:
             for address in self.addresses:
-                socks.append(open_port(address, port))
+                socks.append(open_port(address, port, self.limits))
         except OSError:
             for sock in socks:
                 sock.close()
@@ -232,6 +232,12 @@ class Leases:
                 self._close_q(label, Outcome.CHANGED)
                 if self.lobby.served(label):
                     self.serve(label)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """Of all open ports."""
+        listeners = [lease.listener for lease in self._ps.values()]
+        return listeners + [each for lease in self._qs.values() for each in lease.listeners]
 
     def holds(self, right: Right) -> bool:
         """Whether RIGHT still stands.  Raises StoreError."""

@@ -4,7 +4,6 @@ of who has how many.
 Knows nothing of who obeys.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -78,17 +77,21 @@ class Tally:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._taken: Counter[Seat] = Counter()
+        self._taken: dict[Seat, int] = {}  # a Counter is Python code, and this is asked ten times a visit
 
     def full(self, *seats: Seat) -> str | None:
         """The name of the first limit under which one more of these is too many."""
-        return next((s[0] for s in seats if self._taken[s] >= getattr(self._limits, s[0])), None)
+        for seat in seats:
+            if self._taken.get(seat, 0) >= getattr(self._limits, seat[0]):
+                return seat[0]
+        return None
 
     def take(self, *seats: Seat) -> None:
-        self._taken.update(seats)
+        for seat in seats:
+            self._taken[seat] = self._taken.get(seat, 0) + 1
 
     def give_back(self, *seats: Seat) -> None:
         for seat in seats:
-            self._taken[seat] -= 1
-            if not self._taken[seat]:
-                del self._taken[seat]
+            left = self._taken.pop(seat) - 1
+            if left:
+                self._taken[seat] = left

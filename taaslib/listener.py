@@ -10,18 +10,22 @@ import os
 import socket
 from collections.abc import Callable
 
+from taaslib.limits import Limits
 from taaslib.loop import Handler, Loop, Timer
-from taaslib.names import Peer
-from taaslib.sockets import is_reserve, peer_of
+from taaslib.names import Peer, plain_address
+from taaslib.sockets import is_reserve, tune
 
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
 _PER_TURN = 64  # connections accepted in one turn, so that live pairs get theirs
+_ANY = ("0.0.0.0", "::")  # each connection to these came to another address
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def open_port(address: str, port: int) -> socket.socket:
+def open_port(address: str, port: int, limits: Limits) -> socket.socket:
     """A non-blocking socket that listens on ADDRESS and PORT (0: the kernel chooses).  Raises OSError.
+
+    Its connections inherit the options of `sockets.tune`.
 
     With SO_REUSEADDR two binds may succeed and the second *listen* fails; without it a port on which one
     connection lives can't be listened on again.  So it is set, and listen is the check.
@@ -36,6 +40,7 @@ def open_port(address: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
+        tune(sock, limits)
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()
@@ -45,6 +50,10 @@ def open_port(address: str, port: int) -> socket.socket:
 
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def _name(address: str, port: int) -> tuple[str, int]:
+    return plain_address(address), port
 
 
 class Listener(Handler):
@@ -58,7 +67,8 @@ class Listener(Handler):
         on_exhausted: Callable[[OSError], None],
     ) -> None:  # fmt: skip
         self._loop = loop
-        self._sock = sock
+        self.sock = sock
+        self._local = _name(*sock.getsockname()[:2])
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -67,15 +77,14 @@ class Listener(Handler):
 
     @property
     def port(self) -> int:
-        port: int = self._sock.getsockname()[1]
-        return port
+        return self._local[1]
 
     def on_readable(self) -> None:
         for _ in range(_PER_TURN):
             if self.closed:
                 return
             try:
-                sock, _ = self._sock.accept()
+                sock, address = self.sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -91,7 +100,8 @@ class Listener(Handler):
                 continue
             sock.setblocking(False)
             try:
-                self._on_connection(sock, peer_of(sock))
+                local = self._local if self._local[0] not in _ANY else _name(*sock.getsockname()[:2])
+                self._on_connection(sock, Peer(*_name(*address[:2]), *local))
             except OSError:  # it came and went
                 sock.close()
             except BaseException:
@@ -107,13 +117,13 @@ class Listener(Handler):
         self.closed = True
         if self._pause:
             self._pause.cancel()
-        self._loop.forget(self._sock.fileno())
+        self._loop.forget(self.sock.fileno())
         with contextlib.suppress(OSError):
-            self._sock.close()
+            self.sock.close()
 
     def _resume(self) -> None:
         self._pause = None
         self._update_interest()
 
     def _update_interest(self) -> None:
-        self._loop.watch(self._sock.fileno(), self, read=self._pause is None, write=False)
+        self._loop.watch(self.sock.fileno(), self, read=self._pause is None, write=False)

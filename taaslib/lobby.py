@@ -39,6 +39,9 @@ class Pairing:
     timestamp: int  # ms since 1970
 
 
+Met = tuple[Peer, Peer, int]  # a Pairing, not yet written out
+
+
 class State(enum.Enum):
     """An initiator: arriving -> waiting <-> paired, or ended.  A responder begins at waiting."""
 
@@ -88,7 +91,8 @@ class Leg(Handler):
             self._lobby.leave(self, Outcome.HUNG_UP)
 
     def on_finished(self) -> None:
-        self._lobby.leave(self, Outcome.HUNG_UP)
+        if self.right is not None:  # of a visitor, reading sees it in its place
+            self._lobby.leave(self, Outcome.HUNG_UP)
 
     def on_failed(self) -> None:
         code = sockets.failure(self.sock)
@@ -100,7 +104,7 @@ class Leg(Handler):
     def update_interest(self) -> None:
         done = self.at_end or (self.hello and self.hello.whole)
         room = not done and len(self.early) < self._lobby.limits.early_bytes
-        fd, finished = self.sock.fileno(), self.right is not None
+        fd, finished = self.sock.fileno(), room or self.right is not None
         self._lobby.loop.watch(fd, self, read=room, write=False, finished=finished)
 
 
@@ -119,9 +123,10 @@ class Lobby:
         limits = self.limits
         self._rooms: Rendezvous[Leg] = Rendezvous(limits)
         self.tally = Tally(limits)
-        self._arriving: set[Leg] = set()
+        self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
+        self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
-        self._pairings: dict[str, deque[Pairing]] = {}
+        self._pairings: dict[str, deque[Met]] = {}
         self._check_live()
 
     # Who comes
@@ -129,7 +134,6 @@ class Lobby:
     def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
         """A hidden server's connection has claimed its port p, or stays behind its registration."""
         try:
-            self._tune(sock)
             sockets.user_timeout(sock, self.limits.user_timeout)
         except OSError:
             sock.close()
@@ -160,11 +164,6 @@ class Lobby:
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
-        try:
-            self._tune(sock)
-        except OSError:
-            sock.close()
-            return
         leg = Leg(self, sock, peer, label, None)
         leg.seats = *seats, unpaired
         self.tally.take(*leg.seats)
@@ -173,15 +172,10 @@ class Lobby:
             leg.hello.found = leg.hello.feed(early)
             self._seek(leg)
             return
-        self._arriving.add(leg)
-        leg.timer = self.loop.call_later(self.limits.first_bytes, lambda: self._seek(leg))
+        self._arriving[leg] = self.loop.clock() + self.limits.first_bytes
+        if self._arrivals is None:
+            self._arrivals = self.loop.call_later(self.limits.first_bytes, self._seek_for_silent)
         leg.update_interest()
-
-    def _tune(self, sock: socket.socket) -> None:
-        limits = self.limits
-        sockets.no_delay(sock)
-        sockets.urgent_in_line(sock)
-        sockets.keep_alive(sock, limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes)
 
     def leg_spoke(self, leg: Leg) -> None:
         if leg.state is State.ARRIVING and leg.hello and leg.hello.found:
@@ -189,8 +183,17 @@ class Lobby:
         else:
             leg.update_interest()
 
+    def _seek_for_silent(self) -> None:
+        self._arrivals = None
+        for leg, over in self._arriving.items():  # the oldest is looked at, and then its successor
+            rest = over - self.loop.clock()
+            self._arrivals = self.loop.call_later(max(0.0, rest), self._seek_for_silent)
+            if rest <= 0:
+                self._seek(leg)
+            return
+
     def _seek(self, leg: Leg) -> None:
-        self._arriving.discard(leg)
+        self._arriving.pop(leg, None)
         _cancel(leg)
         leg.state = State.WAITING
         self._act(leg, self._rooms.seek(leg.label, leg, self.loop.clock()))
@@ -208,15 +211,15 @@ class Lobby:
     def _pair(self, responder: Leg, initiator: Leg) -> None:
         for leg in (responder, initiator):
             _cancel(leg)
-            self.loop.forget(leg.sock.fileno())
             leg.state = State.PAIRED
         self.tally.give_back(initiator.seats[-1], *responder.seats)
         initiator.seats = initiator.seats[:-1]
         responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
         self.tally.take(*responder.seats)
-        pairings = self._pairings.setdefault(responder.label, deque(maxlen=self.limits.pairings))
-        pairing = Pairing(str(responder.peer), str(initiator.peer), int(self.wall_clock() * 1000))
-        pairings.append(pairing)
+        if responder.label not in self._pairings:
+            self._pairings[responder.label] = deque(maxlen=self.limits.pairings)
+        pairing = responder.peer, initiator.peer, int(self.wall_clock() * 1000)
+        self._pairings[responder.label].append(pairing)
         ends = {"responder": responder.peer, "initiator": initiator.peer}
         self.journal.note(Outcome.PAIRED, label=responder.label, **ends)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
@@ -234,7 +237,7 @@ class Lobby:
         relay.start(bytes(responder.early), header + early, initiator_at_end=initiator.at_end)
         responder.early.clear()
 
-    def _fail_over(self, relay: Relay, told: Pairing, early: bytes, hello: HelloReader, cause: str) -> None:
+    def _fail_over(self, relay: Relay, told: Met, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
         initiator = self._part(relay, Outcome.FAILED_OVER, cause=cause)
         if told in (pairings := self._pairings[initiator.label]):
@@ -253,14 +256,14 @@ class Lobby:
         """LEG goes before it was paired."""
         if leg.state is State.WAITING:
             self._rooms.leave(leg.label, leg, self.loop.clock())
-        self._arriving.discard(leg)
+        self._arriving.pop(leg, None)
         self._end(leg, outcome)
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = State.ENDED
         self.tally.give_back(*leg.seats)
         _cancel(leg)
-        self.loop.forget(leg.sock.fileno())
+        self.loop.forget(leg.sock.fileno(), closing=True)
         leg.sock.close()
         role = "initiator" if leg.right is None else "responder"
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
@@ -317,7 +320,7 @@ class Lobby:
 
     def pairings(self, label: str) -> list[Pairing]:
         """LABEL's last pairings, oldest first."""
-        return list(self._pairings.get(label, ()))
+        return [Pairing(str(one), str(other), when) for one, other, when in self._pairings.get(label, ())]
 
     @property
     def relays(self) -> list[Relay]:

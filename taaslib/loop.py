@@ -40,6 +40,8 @@ class Handler:
 
 
 class Poller(Protocol):
+    sees_closing: bool  # a descriptor that is closed need not be taken out
+
     def set(self, fd: int, old: int | None, new: int | None) -> None: ...
     def poll(self, seconds: float) -> list[tuple[int, int]]: ...
     def close(self) -> None: ...
@@ -106,11 +108,15 @@ class Loop:
         else:
             self._patient.discard(fd)
 
-    def forget(self, fd: int) -> None:
-        """Stop watching FD; do so before it is closed.  Forgetting twice does nothing."""
+    def forget(self, fd: int, *, closing: bool = False) -> None:
+        """Stop watching FD; do so before it is closed.  Forgetting twice does nothing.
+
+        CLOSING: it is closed next, which epoll notices by itself.
+        """
         old = self._interest.pop(fd, None)
         if old is not None:
-            self._poller.set(fd, old, None)
+            if not (closing and self._poller.sees_closing):
+                self._poller.set(fd, old, None)
             del self._handlers[fd]
             self._patient.discard(fd)
             self._ready_patient.pop(fd, None)
@@ -129,11 +135,19 @@ class Loop:
         self._fresh.clear()
         ready = self._poller.poll(patience)
         self.busy_since = self.clock()
+        handlers, interest, fresh, patient = self._handlers, self._interest, self._fresh, self._patient
         for fd, events in ready:
-            if fd in self._fresh:
+            # Looked up anew each time: a handler served earlier may have closed FD or changed its mind.
+            if fd in fresh:
                 continue
-            if fd in self._patient:
+            if fd in patient:
                 self._ready_patient[fd] = events
+            elif events == READ and interest.get(fd, 0) & READ:  # nearly always
+                handler = handlers[fd]
+                try:
+                    handler.on_readable()
+                except Exception:
+                    self._on_fault(handler)
             else:
                 self._serve(fd, events)
         for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
@@ -147,16 +161,11 @@ class Loop:
         self._poller.close()
 
     def _serve(self, fd: int, events: int) -> None:
-        # Interest is looked up anew each time: a handler served earlier may have closed the descriptor
-        # or changed its mind.
         handler = self._handlers.get(fd)
         if handler is None:
             return
         interest = self._interest[fd]
         try:
-            if events == READ and interest & READ:  # nearly always
-                handler.on_readable()
-                return
             if events & FAILED:
                 handler.on_failed()
                 return
@@ -197,6 +206,8 @@ class Loop:
 class EpollPoller:
     """Linux: interest may be empty, and RDHUP can be asked for."""
 
+    sees_closing = True  # epoll(7), Q6: no descriptor of ours has a duplicate
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
 
@@ -217,6 +228,8 @@ class EpollPoller:
 
 class SelectorsPoller:
     """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
+
+    sees_closing = False
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()

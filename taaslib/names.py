@@ -6,7 +6,7 @@ Knows nothing of requests, sockets or which labels exist.
 import ipaddress
 import re
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 2.1, RFC 1035 2.3.4
 HOST_NAME = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*")
@@ -89,8 +89,7 @@ def host_port(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who is at the other end of a connection, and the address and port of ours that it came to."""
 
     address: str

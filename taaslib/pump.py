@@ -8,8 +8,9 @@ Two pumps behind the same verbs.  `RingPump` copies through a ring of octets and
 and costs more for small messages: it begins as a RingPump and splices after two full small reads in a row
 (bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB on).
 
-Rings and pipes are borrowed from pools for as long as bytes stand in them, so that an idle pair owns
-neither, and a busy one finds a buffer that is warm in the cache.
+A small message is received into one buffer that all pumps share, and nearly always sent whole.  Rings and
+pipes are borrowed from pools for as long as bytes stand in them, so that an idle pair owns neither, and a
+busy one finds a buffer that is warm in the cache.
 
 What splice(2) does not say, and each costs something:
 
@@ -60,9 +61,9 @@ class Pump(Protocol):
     def pending(self) -> int: ...
     @property
     def has_room(self) -> bool: ...
-    def fill(self) -> None: ...
+    def fill(self) -> bool: ...
     def drain(self) -> None: ...
-    def preload(self, early: bytes) -> None: ...
+    def preload(self, early: bytes | memoryview) -> None: ...
     def close(self) -> None: ...
 
 
@@ -94,7 +95,7 @@ class Ring:
         self._start = (self._start + count) % self.capacity
         return count
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | memoryview) -> None:
         """Store DATA in an empty ring that has room for it."""
         self._start, self.pending = 0, len(data)
         self._buffer[: len(data)] = data
@@ -108,6 +109,7 @@ class Pools:
         self._keep = keep  # how many of each kind lie idle at most
         self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
         self._pipes: list[tuple[int, int]] = []
+        self.scratch = memoryview(bytearray(SMALL))  # empty between any two calls
 
     def follow(self, pump: str) -> None:
         """Pumps to come are of this kind: auto, splice or ring."""
@@ -163,8 +165,34 @@ class RingPump:
         ring = self._ring
         return not self.at_end and (ring is None or ring.pending < ring.capacity)
 
-    def fill(self) -> None:
-        """Take what the source has, up to a bound, and offer it to the sink at once.  Raises OSError."""
+    def fill(self) -> bool:
+        """Take what the source has, up to a bound, and offer it to the sink at once.  Raises OSError.
+
+        Returns whether the sink took all and more may come: then there is nothing else to do.
+        """
+        if self._full_reads >= _FULL_READS or self._ring is not None:
+            self._fill_in_bulk()
+            return not (self.at_end or self.pending)
+        scratch = self._pools.scratch
+        try:
+            count = self._source.recv_into(scratch)
+        except BlockingIOError:  # an urgent octet alone, or another's event
+            return True
+        self._full_reads = self._full_reads + 1 if count == SMALL else 0
+        if not count:
+            self.at_end = True
+            return False
+        try:
+            sent = self._sink.send(scratch[:count])
+        except BlockingIOError:
+            sent = 0
+        self.copied += sent
+        if sent == count:
+            return True
+        self.preload(scratch[sent:count])
+        return False
+
+    def _fill_in_bulk(self) -> None:
         ring = self._ring
         if ring is None:
             wanted = LARGE if self._full_reads >= _FULL_READS else SMALL
@@ -173,11 +201,9 @@ class RingPump:
             return self.drain()
         try:
             count = ring.receive(self._source)
-        except BlockingIOError:  # an urgent octet alone, or another's event
+        except BlockingIOError:
             count = -1
-        if count == ring.capacity:
-            self._full_reads += 1
-        elif count < SMALL:
+        if count < SMALL:
             self._full_reads = 0
         if count == 0:
             self.at_end = True
@@ -196,8 +222,8 @@ class RingPump:
         self._pools.return_ring(ring)
         self._ring = None
 
-    def preload(self, early: bytes) -> None:
-        """Put octets that were read before the pump existed in front of all others."""
+    def preload(self, early: bytes | memoryview) -> None:
+        """Let octets that were read already, which nothing is in front of, come before all others."""
         if early:
             self._ring = self._pools.borrow_ring(SMALL) if len(early) <= SMALL else Ring(len(early))
             self._ring.put(early)
@@ -219,29 +245,29 @@ class SplicePump(RingPump):
 
     @property
     def pending(self) -> int:
-        return self._in_pipe or super().pending
+        return self._in_pipe or (self._ring.pending if self._ring else 0)
 
     @property
     def has_room(self) -> bool:
-        return not self._in_pipe and super().has_room
+        ring = self._ring
+        return not (self.at_end or self._in_pipe) and (ring is None or ring.pending < ring.capacity)
 
-    def fill(self) -> None:
+    def _fill_in_bulk(self) -> None:
         if self._in_pipe:
             return self.drain()
-        if self._full_reads < _FULL_READS or self._ring:
-            return super().fill()
-        self._pipe = self._pools.borrow_pipe()
+        if self._ring is None:
+            self._pipe = self._pools.borrow_pipe()
         if self._pipe is None:
-            return super().fill()
+            return super()._fill_in_bulk()
         try:
             self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
         except BlockingIOError:
             pass
         came = self._in_pipe
-        if came < _TRICKLE:
-            self._full_reads = 0
         self.drain()
-        return None if came else super().fill()
+        if came < _TRICKLE and not self._in_pipe:
+            self._full_reads = 0
+        return None if came else super()._fill_in_bulk()
 
     def drain(self) -> None:
         if self._pipe is None:

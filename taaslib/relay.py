@@ -48,13 +48,12 @@ class End(Handler):
         self.unanswered_since: float | None = None  # when `check` first saw octets without an ACK
 
     def on_readable(self) -> None:
-        pump = self.pump
         try:
-            pump.fill()
+            settled = self.pump.fill()
         except OSError as error:
             self._relay.fail(error.errno)
             return
-        if pump.at_end or pump.pending:
+        if not settled:
             self._relay.update()
 
     def on_writable(self) -> None:
@@ -84,7 +83,8 @@ class End(Handler):
             # Nothing more to hear or say: once both FINs are exchanged HUP can't be masked and would spin.
             self._loop.forget(self.fd)
         else:
-            self._loop.watch(self.fd, self, read=read, write=write)
+            # Reading sees the end too; but to change what the leg waited for would be one more system call.
+            self._loop.watch(self.fd, self, read=read, write=write, finished=read)
 
 
 class Relay:
@@ -185,7 +185,7 @@ class Relay:
         if self._timer:
             self._timer.cancel()
         for end in (self.responder, self.initiator):
-            self._loop.forget(end.fd)
+            self._loop.forget(end.fd, closing=True)
             end.pump.close()
             if outcome is Outcome.COMPLETE:
                 end.sock.close()
@@ -195,13 +195,15 @@ class Relay:
 
     def _finish(self) -> None:
         """Both FINs are passed on: close as soon as no peer's closed window holds octets back."""
+        ends = self.responder, self.initiator
         self.state = State.DELIVERING
-        for end in (self.responder, self.initiator):
-            self._loop.forget(end.fd)
+        for end in ends:
             if code := sockets.failure(end.sock):
                 self.fail(code)
                 return
-        if sockets.unsent(self.responder.sock) or sockets.unsent(self.initiator.sock):
+        if any(sockets.unsent(end.sock) for end in ends):
+            for end in ends:
+                self._loop.forget(end.fd)
             self._timer = self._loop.call_later(_DELIVERY_CHECK_SECONDS, self._finish)
         else:
             self.close(Outcome.COMPLETE)

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from taaslib import __version__, sockets, startup
+from taaslib import __version__, startup
 from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
@@ -26,6 +26,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
+from taaslib.sockets import tune
 from taaslib.startup import CannotStart, certificate_files, tls_contexts
 from taaslib.store import StoreError
 from taaslib.supervisor import Manager, Signals, StallWatch
@@ -168,6 +169,8 @@ class Service:
         self.leases.claim = self.registrar.claim = new.claim
         self.leases.ports = new.ports
         self._pools.follow(new.pump)
+        for listener in [*self._listeners, *self.leases.listeners]:
+            tune(listener.sock, limits)
 
     def _follow_certificates(self) -> None:
         """Take over renewed certificates; keep the old ones while the new can't be used."""
@@ -200,8 +203,7 @@ class Service:
         """Listen for TLS on the service's port, or for plain HTTP on HTTP_PORT."""
         port = http_port or (self._listeners[0].port if self._listeners else self.config.port)
         try:
-            sock = open_port(address, port)
-            sockets.no_delay(sock)  # accepted ones take it over
+            sock = open_port(address, port, self.config.limits)
         except OSError as error:
             key, where = "http-port" if http_port else "port", host_port(address, port)
             why = f"can't listen on {where}: {error.strerror}"

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 
-from taaslib.names import Peer, plain_address
+from taaslib.limits import Limits
 
 try:
     import fcntl
@@ -30,22 +30,19 @@ def is_reserve(fd: int) -> bool:
     return resource is not None and fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
 
 
-def peer_of(sock: socket.socket) -> Peer:
-    """Both ends of SOCK, as canonical text.  Raises OSError when the peer has already gone."""
-    (address, port), (local, local_port) = sock.getpeername()[:2], sock.getsockname()[:2]
-    return Peer(plain_address(address), port, plain_address(local), local_port)
+def tune(sock: socket.socket, limits: Limits) -> None:
+    """Make SOCK, or all that it will accept, fit to wait and to be relayed.
 
-
-def keep_alive(sock: socket.socket, idle: float, interval: float, probes: int) -> None:
-    """Probe a silent peer after IDLE seconds, PROBES times, INTERVAL seconds apart."""
+    Small messages go at once.  A silent peer is probed.  Urgent octets (RFC 6093) stay where they stand in
+    the stream; by default they would vanish.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle, interval, probes = limits.keepalive_idle, limits.keepalive_interval, limits.keepalive_probes
     for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, round(value)))
-
-
-def no_delay(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def quick_ack(sock: socket.socket) -> None:
@@ -56,11 +53,6 @@ def quick_ack(sock: socket.socket) -> None:
     """
     if hasattr(socket, "TCP_QUICKACK"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def urgent_in_line(sock: socket.socket) -> None:
-    """Leave TCP urgent octets (RFC 6093) where they stand in the stream; by default they would vanish."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def user_timeout(sock: socket.socket, seconds: float) -> None:

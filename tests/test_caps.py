@@ -226,9 +226,9 @@ def test_where_the_kernel_has_none_left_accepting_pauses_and_resumes(
             return getattr(self.sock, name)
 
     (listener,) = house.service._listeners
-    real = listener._sock
+    real = listener.sock
     with monkeypatch.context() as patch:
-        patch.setattr(listener, "_sock", Exhausted(real))
+        patch.setattr(listener, "sock", Exhausted(real))
         wire = house.wire(house.service.port)
         house.settle()
         house.pass_time(1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from house import ID, LAB_ID, OTHER_ID, SERVERS, House
 
+from taaslib.limits import Limits
 from taaslib.store import Credential
 
 # Port p
@@ -222,7 +223,7 @@ def test_without_descriptors_a_registration_is_503_at_once(
     """Not one try per port of the range; and with descriptors it works again."""
     tries: list[int] = []
 
-    def none_left(_address: str, port: int) -> socket.socket:
+    def none_left(_address: str, port: int, _limits: Limits) -> socket.socket:
         tries.append(port)
         raise OSError(errno.EMFILE, "Too many open files")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from collections.abc import Callable
 
 import pytest
 from house import ID, OTHER_ID, House, Wire, on_linux
+
+from taaslib.limits import Limits
 
 # Responders
 
@@ -80,6 +83,17 @@ def test_responders_are_served_in_the_order_of_their_coming(house: House) -> Non
     b = house.wire(port).send(b"b")
     house.until(lambda: second.received == b"b")
     assert not (a.gone or b.gone)
+
+
+def test_b11_a_reload_s_keep_alive_is_that_of_who_comes_next(house: House) -> None:
+    house.responder()
+    service, visitor = house.service, house.q()
+    service._follow_config(dataclasses.replace(service.config, limits=Limits(keepalive_idle=7)))
+    house.wire(visitor)
+    house.until(lambda: service.lobby._arriving)
+    (leg,) = service.lobby._arriving
+    if on_linux():
+        assert leg.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
 
 
 def test_b11_keep_alive_is_minutes_and_not_the_kernel_s_two_hours(house: House) -> None:

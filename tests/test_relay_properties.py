@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from test_pump import SMALL, connection, reset
 
 from taaslib import sockets
+from taaslib.limits import Limits
 from taaslib.loop import EpollPoller, Loop, SelectorsPoller
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, can_splice
@@ -127,7 +128,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         ends, self.sides = [], {}
         for number, name in enumerate(("responder", "initiator")):
             ours, theirs = connection(buffers)
-            sockets.urgent_in_line(ours)
+            sockets.tune(ours, Limits())
             if buffers:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
             ends.append(ours)
