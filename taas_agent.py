@@ -49,8 +49,7 @@ DEAD_SECONDS = 60.0  # a live visit whose octets stay unacknowledged for so long
 RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)  # SO_LINGER: close() sends RST
 TICK_SECONDS = 5.0  # between looks at what no descriptor announces; if it comes late by
 SLEPT_SECONDS = 20.0  # the machine was suspended, and no connection can be trusted
-QUIET_SECONDS = 30.0  # without a visitor, until a grown pool shrinks
-DRAIN_SECONDS = 30.0  # that live visits are given after SIGTERM
+QUIET_SECONDS, DRAIN_SECONDS = 30.0, 30.0  # without a visitor, until a pool shrinks; for live visits after SIGTERM
 STAY = "TAAS-Stay: 1\r\nTAAS-Proxy: v2\r\n"
 PROXY = b"\r\n\r\n\0\r\nQUIT\n"  # the PROXY protocol's signature, version 2 (haproxy's proxy-protocol.txt 2.2)
 PROXY_LOCAL = PROXY + b"\x20\0\0\0"  # nothing is known of the visitor
@@ -74,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     option("--json", action="store_true", help="log as JSON")
     option("--version", action="version", version=f"taas-agent {VERSION}")
     options = parser.parse_args(argv)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # a visit has two descriptors, the usual limit is 1,024
+        import resource  # not on Windows
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         return Agent(options, AgentFile(options.file, options)).run()
     except BadFile as bad:
@@ -965,14 +967,12 @@ class Loop:
         """Its addresses, asked for in a thread that touches nothing else.  Raises OSError."""
         literal, task = name.literal(), self.current
         found: list[Any] = []
-
         def look_up() -> None:
             try:
                 found.extend(socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM))
             except (OSError, UnicodeError) as error:
                 found.append(error)
             self.post(task.step)
-
         if literal:
             return [literal]
         threading.Thread(target=look_up, daemon=True).start()
@@ -985,13 +985,13 @@ def write_log(as_json: bool, event: str, **facts: object) -> None:
     """One line per event, in the form of the service's: time, level, event, key=value; or JSON."""
     now, plain = time.time(), re.compile(r"[!#-\[\]-~]+")  # printable, no space, quote or backslash
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}+00:00"
-    bad = event in ("failed", "lost", "refused", "target-refused")
-    level = "warning" if bad else "error" if event == "fault" else "info"
+    bad = "warning" if event in ("failed", "lost", "refused", "target-refused") else "info"
+    level = "error" if event == "fault" else bad
     known = {k: v if isinstance(v, (int, float)) else str(v) for k, v in facts.items() if v is not None}
     line = json.dumps({"time": stamp, "level": level, "event": event, **known})
     if not as_json:
-        words = [f"{k}={v if plain.fullmatch(str(v)) else json.dumps(v)}" for k, v in known.items()]
-        line = " ".join([stamp, level, event, *words])
+        line = f"{stamp} {level} {event}"
+        line += "".join(f" {k}={v if plain.fullmatch(str(v)) else json.dumps(v)}" for k, v in known.items())
     with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
         print(line, file=sys.stderr, flush=True)
 

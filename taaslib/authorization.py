@@ -31,10 +31,8 @@ _SEPARATOR = re.compile(r"[ \t]*(?:,[ \t]*)+")
 _OURS = re.compile(rf"{SCHEME}(?:[ \t]|\Z)", re.IGNORECASE)
 _LEADING = re.compile(r"[ \t,]*")
 
-
 class Malformed(Exception):
     """The scheme is TOTP, but its parameters are not what the protocol asks for."""
-
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -42,7 +40,6 @@ class Claim:
 
     id: str
     code: str = field(repr=False)
-
 
 @dataclass(frozen=True, slots=True)
 class Secret:
@@ -53,7 +50,6 @@ class Secret:
     period: int = 30
     algorithm: str = "SHA1"
 
-
 @dataclass(frozen=True, slots=True)
 class Right:
     """On what a responder rests: that ID may serve LABEL, with the secret of that GENERATION."""
@@ -63,15 +59,12 @@ class Right:
     generation: int
     proxy: bool = False  # it wants to be told who visits
 
-
 # Looked at in place of a credential that does not exist, so that both cost the same.
 NOBODY = Secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
-
 
 def is_totp(value: str | None) -> bool:
     """Whether an Authorization header is there and of our scheme."""
     return value is not None and _OURS.match(value) is not None
-
 
 def parse(value: str) -> Claim:
     """Read the parameters of a header for which `is_totp` holds.  Raises Malformed."""
@@ -98,7 +91,6 @@ def parse(value: str) -> Claim:
             raise Malformed(f"The Authorization header has no {name}")
     return Claim(parameters["username"], parameters["response"])
 
-
 def matching_step(code: str, secret: Secret, now: float) -> int | None:
     """The time step whose code this is, of those within DRIFT of NOW (seconds since 1970), or None.
 
@@ -107,7 +99,6 @@ def matching_step(code: str, secret: Secret, now: float) -> int | None:
     """
     current = int(now) // secret.period
     return _find(code, secret, range(max(0, current - DRIFT), current + DRIFT + 1))
-
 
 def clock_off(code: str, secret: Secret, now: float) -> int | None:
     """By how many seconds the clock is ahead that made this CODE, if it is off by minutes or whole hours.
@@ -121,7 +112,6 @@ def clock_off(code: str, secret: Secret, now: float) -> int | None:
     steps = sorted((current + each for each in off if current + each >= 0), key=lambda s: -abs(s - current))
     found = _find(code, secret, steps)
     return None if found is None else (found - current) * secret.period
-
 
 def _find(code: str, secret: Secret, steps: Iterable[int]) -> int | None:
     """The last of STEPS whose code this is."""

@@ -11,16 +11,13 @@ MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 1  # RFC 8446 5.1, 4
 _SERVER_NAME, _HOST_NAME = b"\0\0", 0  # RFC 6066 1.1, 3
 
-
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What the client asks for: lower case, without a final dot; "" when it names nobody."""
 
     name: str
 
-
 NO_NAME = Hello("")
-
 
 class HelloReader:
     """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
@@ -68,10 +65,8 @@ class HelloReader:
         del self._data[: 5 + length]
         return fragment
 
-
 class _Malformed(Exception):
     """It is no ClientHello that we understand."""
-
 
 def _vector(data: bytes, at: int, octets: int) -> tuple[int, int]:
     """Where a variable-length vector (RFC 8446 3.4), whose length has so many OCTETS, begins and ends."""
@@ -80,7 +75,6 @@ def _vector(data: bytes, at: int, octets: int) -> tuple[int, int]:
     if end > len(data):
         raise _Malformed
     return start, end
-
 
 def _name(body: bytes) -> str:
     """The first name of the first server_name extension of a ClientHello's BODY."""
@@ -97,7 +91,6 @@ def _name(body: bytes) -> str:
         if kind == _SERVER_NAME:
             return _first_name(body[start:at])
     return ""
-
 
 def _first_name(extension: bytes) -> str:
     start, end = _vector(extension, 0, 2)

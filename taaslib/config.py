@@ -23,7 +23,6 @@ class ConfigError(Exception):
     def __init__(self, path: Path, where: str, why: object) -> None:
         super().__init__(f"{path}: {where}: {why}" if where else f"{path}: {why}")
 
-
 @dataclass(frozen=True, slots=True)
 class Log:
     """Where log lines go; no file means standard error."""
@@ -32,7 +31,6 @@ class Log:
     format: str = "text"
     level: str = "info"
     lines_per_minute: int = 600
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -66,7 +64,6 @@ class Config:
         """The label that the registrar's own name would be, if it lies below `servers`."""
         return label_of(self.registrar, self.servers)
 
-
 def load(path: Path) -> Config:
     """Read and parse the file at PATH.  Raises ConfigError."""
     try:
@@ -75,7 +72,6 @@ def load(path: Path) -> Config:
         cause = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(path, "", f"can't be read: {cause}") from None
     return parse(text, path)
-
 
 def parse(text: str, path: Path) -> Config:
     """Parse TEXT, which came from PATH; relative paths count from PATH's folder.  Raises ConfigError."""
@@ -100,7 +96,6 @@ def parse(text: str, path: Path) -> Config:
     tls = _tls(path, ini, taas["registrar"], taas["servers"])
     return Config(path=path, tls=tls, limits=limits, log=Log(**log), **taas)
 
-
 def _tls(
     path: Path, ini: configparser.ConfigParser, registrar: str, servers: str
 ) -> dict[str, tuple[Path, Path]]:
@@ -113,7 +108,6 @@ def _tls(
         files = _values(path, ini, section, _TLS)
         pairs[host] = path.parent / files["certificate"], path.parent / files["key"]
     return pairs
-
 
 def _values(
     path: Path, ini: configparser.ConfigParser, section: str, readers: Mapping[str, Callable[[str], Any]]
@@ -132,9 +126,7 @@ def _values(
             raise ConfigError(path, f"[{section}] {key}", "missing; it is required")
     return values
 
-
 # Readers: the text of a value -> the value; ValueError says what is wrong with it.
-
 
 def _addresses(text: str) -> tuple[str, ...]:
     addresses = []
@@ -149,7 +141,6 @@ def _addresses(text: str) -> tuple[str, ...]:
         raise ValueError("the same address twice")
     return tuple(addresses)
 
-
 def _public(text: str) -> tuple[str, ...]:
     addresses = _addresses(text)
     if len({ipaddress.ip_address(a).version for a in addresses}) < len(addresses):
@@ -158,23 +149,19 @@ def _public(text: str) -> tuple[str, ...]:
         raise ValueError("the address that clients connect to, not a wildcard")
     return addresses
 
-
 def _name(text: str) -> str:
     name = text.lower().removesuffix(".")
     if not text.isascii() or not HOST_NAME.fullmatch(name) or len(name) > 253:
         raise ValueError(f"{text!r} is not a DNS name")
     return name
 
-
 def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError(f"{text!r} is not a port number (1-65535)")
     return int(text)
 
-
 def _port_or_none(text: str) -> int | None:
     return _port(text) if text else None
-
 
 def _ports(text: str) -> tuple[range, ...]:
     ranges = []
@@ -188,7 +175,6 @@ def _ports(text: str) -> tuple[range, ...]:
         raise ValueError("the ranges overlap")
     return tuple(ranges)
 
-
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -197,28 +183,23 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
     return read
 
-
 def _path(text: str) -> str:
     if not text:
         raise ValueError("no file named")
     return _text(text)
-
 
 def _text(text: str) -> str:
     if "\n" in text or "\0" in text:
         raise ValueError("the value runs over several lines")
     return text
 
-
 def _count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise ValueError(f"{text!r} is not a count of 1 or more")
     return int(text)
 
-
 _TIMES = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZES = {"B": 1, "KiB": KIB, "MiB": MIB}
-
 
 def _with_unit(text: str, units: Mapping[str, float], what: str, least: float) -> float:
     match = re.fullmatch("([0-9]{1,9})\\s*(%s)" % "|".join(units), text)
@@ -229,18 +210,14 @@ def _with_unit(text: str, units: Mapping[str, float], what: str, least: float) -
         raise ValueError(f"{text!r} is too small")
     return amount
 
-
 def _time(text: str) -> float:
     return _with_unit(text, _TIMES, "a time like 500ms, 30s, 10min or 2h", 0.001)
-
 
 def _time_or_off(text: str) -> float:
     return _with_unit(text, _TIMES, "a time like 30s, 10min or 2h (0s: no limit)", 0)
 
-
 def _size(text: str) -> int:
     return int(_with_unit(text, _SIZES, "a size like 512B, 16KiB or 1MiB", 1))
-
 
 def _limit(about: Mapping[str, Any]) -> Callable[[str], Any]:
     read = {"time": _time, "size": _size, "count": _count}[about["unit"]]
@@ -252,7 +229,6 @@ def _limit(about: Mapping[str, Any]) -> Callable[[str], Any]:
         return value
 
     return read_within
-
 
 _TAAS: dict[str, Callable[[str], Any]] = {
     "address": _addresses, "port": _port, "http-port": _port_or_none, "public": _public,

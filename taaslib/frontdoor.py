@@ -28,14 +28,12 @@ _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
 _CHUNK = 64 * 1024
 
-
 class Passage(enum.Enum):
     """What becomes of a connection, by the label in its server name."""
 
     OURS = "ours"  # our TLS, our answer
     THROUGH = "through"  # to the hidden server, whose TLS it is
     CLOSED = "closed"  # the hidden server's TLS, and it is not here
-
 
 @dataclass(eq=False)
 class FrontDoor:
@@ -130,7 +128,6 @@ class FrontDoor:
         for exchange in list(self._exchanges):
             exchange.close()
 
-
 class State(enum.Enum):
     """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed.
 
@@ -145,7 +142,6 @@ class State(enum.Enum):
     LINGERING = "lingering"  # what the peer still sends is dropped, so that the answer is not reset
     PARTING = "parting"  # our close_notify is out, and the peer's must come before anything else
     CLOSED = "closed"
-
 
 class Exchange(Handler):
     """One connection to the front door."""
@@ -370,17 +366,14 @@ class Exchange(Handler):
         write, fd = answering or self._stream.backlog, self._sock.fileno()
         self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
 
-
 def _host_of(request: Request) -> str:
     try:
         return names.host_of(request.authority)
     except ValueError as error:
         raise BadRequest(400, f"the request's host is {error}") from None
 
-
 def _misdirected() -> Answer:
     return Answer(Outcome.MISDIRECTED, text(421, "This service does not serve the host that was asked for."))
-
 
 def bad_request(error: BadRequest) -> Answer:
     return Answer(Outcome.BAD_REQUEST, text(error.status, f"Not understood: {error}."), cause=str(error))

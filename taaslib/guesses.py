@@ -18,7 +18,6 @@ MINUTE = 60.0
 LONGEST = 300.0  # seconds of delay; and of quiet after one, until the next begins at a second again
 PROOF = 86400.0  # seconds for which a right code vouches for its ID and address
 
-
 @dataclass(slots=True)
 class _Count:
     begun: float = -math.inf  # when its minute began
@@ -39,7 +38,6 @@ class _Count:
     def spent(self, now: float) -> bool:
         """Whether it says no more than a new one would."""
         return now >= self.begun + MINUTE and now >= self.until + LONGEST
-
 
 class _Table:
     def __init__(self, limits: Limits, free: str) -> None:
@@ -67,7 +65,6 @@ class _Table:
             self._swept = now
             self._counts = {key: count for key, count in self._counts.items() if not count.spent(now)}
         return len(self._counts) >= self._limits.failures_remembered or now < self._shared.until
-
 
 class Guesses:
     def __init__(self, limits: Limits) -> None:

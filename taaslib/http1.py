@@ -20,14 +20,12 @@ _LONE_CR_OR_LF = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\0")
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _ONE_OPINION = {"host", "authorization", "content-length", "transfer-encoding"}
 
-
 class BadRequest(Exception):
     """The peer spoke, but not our HTTP; `status` is the answer it has earned."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = status
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -41,7 +39,6 @@ class Request:
     @property
     def path(self) -> str:
         return self.target.partition("?")[0]
-
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -59,25 +56,22 @@ class Response:
         fields = "".join([f"{name}: {value}\r\n" for name, value in self.fields])
         head = (
             f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\nDate: {_date(int(now))}\r\n{close}"
-            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{fields}\r\n"
+            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
+            f"X-Content-Type-Options: nosniff\r\n{fields}\r\n"
         ).encode("latin-1")
         return head if bodiless else head + self.body
-
 
 @lru_cache(maxsize=1)
 def _date(now: int) -> str:
     return formatdate(now, usegmt=True)
 
-
 def retry_after(seconds: float) -> tuple[str, str]:
     """The field that tells when to come again (RFC 9110 10.2.3)."""
     return "Retry-After", str(math.ceil(seconds))
 
-
 def text(status: int, message: str, *fields: tuple[str, str]) -> Response:
     """A short answer for people: what is wrong and what to do next."""
     return Response(status, message.encode() + b"\n", fields=fields)
-
 
 class RequestParser:
     """Bytes as they come -> one Request, once its head is whole."""
@@ -111,7 +105,6 @@ class RequestParser:
         self.rest = bytes(self._head[end + 4 :]) if end >= 0 else b""
         return _parse(head[:-2]) if end >= 0 else None
 
-
 def _parse(head: bytes) -> Request:
     request_line, *field_lines = head.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(request_line)
@@ -131,7 +124,6 @@ def _parse(head: bytes) -> Request:
         raise BadRequest(400, "the request's target starts with neither / nor http(s)://")
     return Request(method, target, fields["host"], fields)
 
-
 def _fields(lines: list[bytes]) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in lines:
@@ -143,7 +135,6 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
             raise BadRequest(400, f"header field {name} given twice")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return fields
-
 
 def _check_body(fields: dict[str, str]) -> None:
     # RFC 9112 6.3: where a body ends must not be open to two readings.

@@ -31,7 +31,6 @@ _AT = {  # info, where nothing else is said
 }
 LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
 
-
 class Journal:
     """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError.
 
@@ -96,11 +95,9 @@ class Journal:
         self._tell_suppressed()
         self._handler.close()
 
-
 @lru_cache(maxsize=1)
 def _second(now: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-
 
 def _text(value: object) -> str:
     """A value as one word, quoted where a reader or a terminal could be misled."""

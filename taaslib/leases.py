@@ -25,14 +25,11 @@ from taaslib.store import Store, StoreError
 
 _RANDOM_TRIES = 32  # before all ports are tried in a row: at 4,500 ports and half of them taken, 1 in 4e9
 
-
 class NoPort(Exception):
     """Every port of the range is in use."""
 
-
 class TooMany(Exception):
     """The ID holds, or the label awaits, as many as it may."""
-
 
 @dataclass(slots=True, eq=False)
 class _P:
@@ -42,7 +39,6 @@ class _P:
     listener: Listener
     timer: Timer
 
-
 @dataclass(slots=True, eq=False)
 class _Q:
     port: int
@@ -50,7 +46,6 @@ class _Q:
     listeners: list[Listener]
     timer: Timer
     kept: bool  # the store remembers it
-
 
 @dataclass(eq=False)
 class Leases:

@@ -11,13 +11,10 @@ from typing import Any
 KIB = 1024
 MIB = 1024 * KIB
 
-
 def _limit(unit: str) -> Callable[..., Any]:
     return lambda default, **bounds: field(default=default, metadata={"unit": unit, **bounds})
 
-
 _time, _size, _count = _limit("time"), _limit("size"), _limit("count")
-
 
 @dataclass(slots=True)
 class Limits:
@@ -68,9 +65,7 @@ class Limits:
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
 
-
 Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an address, a label, an ID, or ""
-
 
 class Tally:
     """How many seats of each kind are taken, by whom."""

@@ -21,7 +21,6 @@ _PER_TURN = 64  # connections accepted in one turn, so that live pairs get their
 _ANY = ("0.0.0.0", "::")  # each connection to these came to another address
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-
 def open_port(address: str, port: int, limits: Limits) -> socket.socket:
     """A non-blocking socket that listens on ADDRESS and PORT (0: the kernel chooses).  Raises OSError.
 
@@ -47,14 +46,11 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
         raise
     return sock
 
-
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-
 def _name(address: str, port: int) -> tuple[str, int]:
     return plain_address(address), port
-
 
 class Listener(Handler):
     """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.

@@ -29,7 +29,6 @@ from taaslib.trial import Trial, take
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
-
 @dataclass(frozen=True, slots=True)
 class Pairing:
     """One line of GET /pairings/LABEL."""
@@ -38,9 +37,7 @@ class Pairing:
     initiator: str
     timestamp: int  # ms since 1970
 
-
 Met = tuple[Peer, Peer, int]  # a Pairing, not yet written out
-
 
 class State(enum.Enum):
     """An initiator: arriving -> waiting <-> paired, or ended.  A responder begins at waiting."""
@@ -49,7 +46,6 @@ class State(enum.Enum):
     WAITING = "waiting"
     PAIRED = "paired"  # its socket belongs to a relay now
     ENDED = "ended"
-
 
 class Leg(Handler):
     """One waiting socket and its early octets."""
@@ -106,7 +102,6 @@ class Leg(Handler):
         room = not done and len(self.early) < self._lobby.limits.early_bytes
         fd, finished = self.sock.fileno(), room or self.right is not None
         self._lobby.loop.watch(fd, self, read=room, write=False, finished=finished)
-
 
 @dataclass(eq=False)
 class Lobby:
@@ -332,7 +327,6 @@ class Lobby:
         self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
             relay.check(limits.dead_after, limits.idle)
-
 
 def _cancel(leg: Leg) -> None:
     if leg.timer:

@@ -21,7 +21,6 @@ READ, WRITE, FAILED, HUNG_UP, FINISHED = 0x001, 0x004, 0x008, 0x010, 0x2000  # e
 _MAX_EVENTS = 1024  # descriptors served in one turn
 _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
 
-
 class Handler:
     """What the loop calls; whoever waits for less leaves the rest as it is here."""
 
@@ -38,14 +37,12 @@ class Handler:
     def abort(self) -> None:
         """One of the above let an exception out, which is our own bug: close what is yours."""
 
-
 class Poller(Protocol):
     sees_closing: bool  # a descriptor that is closed need not be taken out
 
     def set(self, fd: int, old: int | None, new: int | None) -> None: ...
     def poll(self, seconds: float) -> list[tuple[int, int]]: ...
     def close(self) -> None: ...
-
 
 class Timer:
     """A function that will be called once, unless cancelled before."""
@@ -57,7 +54,6 @@ class Timer:
 
     def cancel(self) -> None:
         self.call = None  # the husk leaves the heap when it surfaces, or in a sweep
-
 
 class Loop:
     """One thread's turns.  ON_FAULT is told of an exception that a handler let out, and goes on."""
@@ -202,7 +198,6 @@ class Loop:
                 heapq.heapify(alive)
                 self._timers = alive
 
-
 class EpollPoller:
     """Linux: interest may be empty, and RDHUP can be asked for."""
 
@@ -224,7 +219,6 @@ class EpollPoller:
 
     def close(self) -> None:
         self._epoll.close()
-
 
 class SelectorsPoller:
     """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
@@ -251,7 +245,6 @@ class SelectorsPoller:
 
     def close(self) -> None:
         self._selector.close()
-
 
 def _mask(interest: int | None) -> int:
     interest = interest or 0

@@ -14,7 +14,6 @@ HOST_NAME = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*")
 # RFC 3986 3.2.2 and 3.2.3, without user information and percent-encoding, which no client of ours needs.
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{0,5}))?")
 
-
 def host_of(authority: str) -> str:
     """The host in AUTHORITY (`host`, `host:port`), lower case, without a final dot.  Raises ValueError."""
     match = _AUTHORITY.fullmatch(authority)
@@ -22,12 +21,10 @@ def host_of(authority: str) -> str:
         raise ValueError("not a host with an optional port")
     return match["host"].lower().removesuffix(".")
 
-
 def label_of(host: str, servers: str) -> str | None:
     """The label in LABEL.servers, where HOST is such a name."""
     label, dot, rest = host.partition(".")
     return label if dot and rest == servers and LABEL.fullmatch(label) else None
-
 
 def is_address(host: str) -> bool:
     """Whether HOST is an IP address and no name."""
@@ -36,7 +33,6 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
 
 def own_host(text: str, registrar: str, servers: str) -> str:
     """TEXT as an own domain: lower case, as A-labels, without a final dot.  Raises ValueError."""
@@ -50,14 +46,12 @@ def own_host(text: str, registrar: str, servers: str) -> str:
         raise ValueError("it is the service's own")
     return host
 
-
 def label(text: str) -> str:
     """TEXT folded to lower case.  Raises ValueError when it is no DNS label."""
     folded = text.lower()
     if not text.isascii() or not LABEL.fullmatch(folded):
         raise ValueError("a label is 1 to 63 letters, digits and hyphens, with no hyphen at either end")
     return folded
-
 
 def plain_address(address: str) -> str:
     """ADDRESS as the kernel gives it -> canonical text: no scope, no IPv4 in IPv6's clothes.
@@ -73,7 +67,6 @@ def plain_address(address: str) -> str:
         ip = ip.ipv4_mapped
     return sys.intern(str(ip))
 
-
 def network_of(address: str) -> str:
     """The address that stands for one peer: ADDRESS itself, or the /64 it lies in with IPv6.
 
@@ -83,11 +76,9 @@ def network_of(address: str) -> str:
         return address
     return str(ipaddress.ip_network(f"{address}/64", strict=False))
 
-
 def host_port(address: str, port: int) -> str:
     """`a.b.c.d:p`, or `[addr]:p` with IPv6."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
 
 class Peer(NamedTuple):
     """Who is at the other end of a connection, and the address and port of ours that it came to."""

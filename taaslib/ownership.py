@@ -10,7 +10,6 @@ from pathlib import Path
 
 Owner = tuple[int, int]  # uid, gid
 
-
 def uid_gid(user: str) -> Owner:
     """The numbers of USER.  Raises LookupError."""
     try:
@@ -21,13 +20,11 @@ def uid_gid(user: str) -> Owner:
         raise LookupError(f"there is no user {user!r}") from None
     return entry.pw_uid, entry.pw_gid
 
-
 def owner_of_files(user: str) -> Owner | None:
     """Whom root leaves files to when taas.ini names USER; None: nobody else.  Raises LookupError."""
     if not user or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
     return uid_gid(user)
-
 
 def make_folder(folder: Path, owner: Owner | None) -> None:
     """Make FOLDER where it is missing, and only then leave it to OWNER: another one may hold our code."""
@@ -36,7 +33,6 @@ def make_folder(folder: Path, owner: Owner | None) -> None:
         folder.mkdir()
         if owner:
             os.chown(folder, *owner)
-
 
 @contextlib.contextmanager
 def acting_as(user: str, owner: Owner | None) -> Iterator[None]:

@@ -13,7 +13,6 @@ _PROXY = 0x21  # version 2, command PROXY
 _STREAM = {4: 0x11, 6: 0x21}  # TCP over IPv4, over IPv6
 _LABEL = 0xE0  # the first of the types left to applications (2.2.7)
 
-
 def header(visitor: Peer, label: str) -> bytes:
     """Says that VISITOR came, to which address and port of ours, and under which LABEL."""
     source, destination = ipaddress.ip_address(visitor.address), ipaddress.ip_address(visitor.local)

@@ -51,7 +51,6 @@ _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK
 
 can_splice = hasattr(os, "splice")
 
-
 class Pump(Protocol):
     at_end: bool  # the source said that no more will come
     copied: int  # octets delivered to the sink's kernel by recv and send
@@ -65,7 +64,6 @@ class Pump(Protocol):
     def drain(self) -> None: ...
     def preload(self, early: bytes | memoryview) -> None: ...
     def close(self) -> None: ...
-
 
 class Ring:
     """A bounded first-in, first-out store of octets that wraps round at its end."""
@@ -99,7 +97,6 @@ class Ring:
         """Store DATA in an empty ring that has room for it."""
         self._start, self.pending = 0, len(data)
         self._buffer[: len(data)] = data
-
 
 class Pools:
     """Rings and pipes that nobody uses just now; one instance serves all pumps."""
@@ -142,7 +139,6 @@ class Pools:
         for pipe in self._pipes:
             _close_pipe(pipe)
         self._pipes.clear()
-
 
 class RingPump:
     __slots__ = ("_full_reads", "_pools", "_ring", "_sink", "_source", "at_end", "copied", "spliced")
@@ -234,7 +230,6 @@ class RingPump:
             self._pools.return_ring(self._ring)
             self._ring = None
 
-
 class SplicePump(RingPump):
     __slots__ = ("_in_pipe", "_pipe")
 
@@ -289,7 +284,6 @@ class SplicePump(RingPump):
             self._pools.return_pipe(self._pipe, dirty=True)
             self._pipe = None
 
-
 def _new_pipe() -> tuple[int, int] | None:
     try:
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -303,7 +297,6 @@ def _new_pipe() -> tuple[int, int] | None:
         return pipe
     _close_pipe(pipe)
     return None
-
 
 def _close_pipe(pipe: tuple[int, int]) -> None:
     for fd in pipe:

@@ -31,7 +31,6 @@ here shortly: try again.</p>
 </html>
 """
 
-
 @dataclass(eq=False)
 class Redirector:
     mode: Callable[[str], str]

@@ -30,7 +30,6 @@ _CLOCK_SECONDS = 5.0  # between two searches for a clock that is off
 _METHODS = {"register": "PUT", "pairings": "GET"}
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
-
 @dataclass(eq=False)
 class Registrar:
     store: Store
@@ -161,7 +160,6 @@ class Registrar:
         response = Response(200, body, "text/plain", echoes)
         return Answer(Outcome.REGISTERED, response, right.label, right.id, port)
 
-
 def _wrong_wish(request: Request) -> str:
     """What is wrong with a registration's TAAS- fields, or ""."""
     fields = request.fields
@@ -175,10 +173,8 @@ def _wrong_wish(request: Request) -> str:
         return "A request with TAAS-Stay has no body."
     return ""
 
-
 def _secret(credential: Credential) -> Secret:
     return Secret(credential.secret, credential.digits, credential.period, credential.algorithm)
-
 
 def _refused_code(outcome: Outcome, label: str, id: str, cause: str | None = None) -> Answer:
     # One body for an unknown, a disabled and a known ID.  The log names an ID only if it can be one: people
@@ -186,7 +182,6 @@ def _refused_code(outcome: Outcome, label: str, id: str, cause: str | None = Non
     message = "The ID is unknown or the code wrong or used; check the device's clock, or ask the operator."
     id_or_none = id if _UUID.fullmatch(id) else None
     return _no(outcome, 401, message, _CHALLENGE, label=label, id=id_or_none, cause=cause)
-
 
 def _no(outcome: Outcome, status: int, message: str, *fields: tuple[str, str], **facts: str | None) -> Answer:
     return Answer(outcome, text(status, message, *fields), **facts)  # type: ignore[arg-type]

@@ -24,14 +24,12 @@ from taaslib.pump import Pools, Pump
 
 _DELIVERY_CHECK_SECONDS = 1.0
 
-
 class State(enum.Enum):
     """live -> delivering (both FINs passed on, a reader still pauses) -> closed; a reset: closed."""
 
     LIVE = "live"
     DELIVERING = "delivering"
     CLOSED = "closed"
-
 
 class End(Handler):
     """One of a relay's two sockets, with the pump that reads it and, in `peer`, the one that writes it."""
@@ -85,7 +83,6 @@ class End(Handler):
         else:
             # Reading sees the end too; but to change what the leg waited for would be one more system call.
             self._loop.watch(self.fd, self, read=read, write=write, finished=read)
-
 
 class Relay:
     """Owns both sockets until it is closed; ON_CLOSED is told once, with the outcome."""

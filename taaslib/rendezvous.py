@@ -13,7 +13,6 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 Leg = TypeVar("Leg", bound=Hashable)
 
-
 @dataclass(frozen=True, slots=True)
 class Paired(Generic[Leg]):
     """Relay between these two."""
@@ -21,21 +20,17 @@ class Paired(Generic[Leg]):
     responder: Leg
     initiator: Leg
 
-
 @dataclass(frozen=True, slots=True)
 class Waiting(Generic[Leg]):
     """Keep the leg open; close `displaced`, whose seat it took."""
 
     displaced: Leg | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Close the leg: all its label's seats are taken."""
 
-
 Answer: TypeAlias = Paired[Leg] | Waiting[Leg] | Refused
-
 
 class Seats(Protocol):
     """How many may wait, each per label: responders of one ID and in all, initiators in all."""
@@ -45,7 +40,6 @@ class Seats(Protocol):
     parked_per_label: int
     refill: float  # seconds that a label stays served after a pairing took its last responder
 
-
 @dataclass(slots=True)
 class _Room(Generic[Leg]):
     """Everyone who waits under one label."""
@@ -54,7 +48,6 @@ class _Room(Generic[Leg]):
     initiators: OrderedDict[Leg, None] = field(default_factory=OrderedDict)
     live: int = 0  # pairs
     served_until: float = -math.inf  # when being served ends, or did, if nobody waits and no pair lives
-
 
 class Rendezvous(Generic[Leg]):
     """The waiting rooms of all labels.  Every method takes NOW, in seconds of any steady clock."""

@@ -37,7 +37,6 @@ _DRAIN_CHECK_SECONDS = 0.1
 _STALL_SECONDS = 2.0  # a turn that takes longer is noted
 _FIXED = ("address", "port", "http_port", "user", "database")  # until a restart
 
-
 class Service:
     """Listens from construction on.  Raises ConfigError, CannotStart."""
 

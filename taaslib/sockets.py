@@ -24,11 +24,9 @@ _TCP_INFO_SIZE = 104
 _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
 _RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
 
-
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
     return resource is not None and fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
-
 
 def tune(sock: socket.socket, limits: Limits) -> None:
     """Make SOCK, or all that it will accept, fit to wait and to be relayed.
@@ -44,7 +42,6 @@ def tune(sock: socket.socket, limits: Limits) -> None:
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, round(value)))
 
-
 def quick_ack(sock: socket.socket) -> None:
     """Acknowledge at once what has come.
 
@@ -54,7 +51,6 @@ def quick_ack(sock: socket.socket) -> None:
     if hasattr(socket, "TCP_QUICKACK"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-
 def user_timeout(sock: socket.socket, seconds: float) -> None:
     """End the connection when something stays unacknowledged for SECONDS; 0 leaves it to the kernel.
 
@@ -62,7 +58,6 @@ def user_timeout(sock: socket.socket, seconds: float) -> None:
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
-
 
 def unanswered(sock: socket.socket) -> float | None:
     """Seconds since the peer's last ACK while something waits for one; None when nothing does.
@@ -79,7 +74,6 @@ def unanswered(sock: socket.socket) -> float | None:
         return None
     return last_ack / 1000 if unacked else None
 
-
 def acknowledged(sock: socket.socket) -> tuple[int | None, float]:
     """How many octets the peer has acknowledged, SYN included (None: not told); the round trip in seconds."""
     try:
@@ -87,7 +81,6 @@ def acknowledged(sock: socket.socket) -> tuple[int | None, float]:
         return struct.unpack_from("=Q", info, _BYTES_ACKED)[0], struct.unpack_from("=I", info, _RTT)[0] / 1e6
     except (AttributeError, OSError, struct.error):
         return None, 0.0
-
 
 def unsent(sock: socket.socket) -> int:
     """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""
@@ -98,7 +91,6 @@ def unsent(sock: socket.socket) -> int:
     except OSError:
         return 0
 
-
 def failure(sock: socket.socket) -> int:
     """The errno that waits on SOCK (0: none)."""
     try:
@@ -106,11 +98,9 @@ def failure(sock: socket.socket) -> int:
     except OSError as error:
         return error.errno or 0
 
-
 def timed_out(code: int | None) -> bool:
     """Whether errno CODE says that the path is dead, not that the peer reset the connection."""
     return code in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-
 
 def reset(sock: socket.socket) -> None:
     """Close with a RST: what is unread or unsent is given up, and the peer learns that it is."""

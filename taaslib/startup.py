@@ -21,10 +21,8 @@ except ImportError:  # not on Windows
 
 _BUSY_MS = 50  # what cannot be had from the database in that time is a 503
 
-
 class CannotStart(ConfigError):
     """taas.ini is good, and the service can't begin all the same."""
-
 
 def check(config: Config) -> dict[str, ssl.SSLContext]:
     """All that can be known before a port opens.  Raises ConfigError, CannotStart."""
@@ -41,7 +39,6 @@ def check(config: Config) -> dict[str, ssl.SSLContext]:
         raise ConfigError(config.path, "[log] file", f"can't write {log}")
     return contexts
 
-
 def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
     """The front door's TLS by server name, "" being all but the [tls HOST] ones.  Raises ConfigError.
 
@@ -53,7 +50,6 @@ def tls_contexts(config: Config) -> dict[str, ssl.SSLContext]:
             contexts[host] = _tls_context(config, f"tls {host}", *files)
     return contexts
 
-
 def certificate_files(config: Config) -> list[tuple[int, int, int]]:
     """What tells a renewed file from the one before, looked at by path; nothing while one is missing."""
     files = [config.certificate, config.key, *(file for pair in config.tls.values() for file in pair)]
@@ -61,7 +57,6 @@ def certificate_files(config: Config) -> list[tuple[int, int, int]]:
         return [(s.st_mtime_ns, s.st_ino, s.st_size) for s in map(Path.stat, files)]
     except OSError:
         return []
-
 
 def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 and up, ALPN http/1.1, with the files that SECTION names."""
@@ -87,10 +82,8 @@ def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> 
         raise ConfigError(config.path, where, f"{certificate}, {key}: {why}") from None
     return context
 
-
 def _no_password() -> str:
     raise ValueError("the key is encrypted; the service has nobody to ask for its password")
-
 
 def raise_descriptor_limit() -> None:
     """As many descriptors as the system lets us have: a live pair needs two, and more while it stalls."""
@@ -98,7 +91,6 @@ def raise_descriptor_limit() -> None:
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
 
 def configure_journal(journal: Journal, config: Config) -> None:
     """Let JOURNAL write as CONFIG says; if it can't, it goes on as before.  Raises CannotStart."""
@@ -110,13 +102,11 @@ def configure_journal(journal: Journal, config: Config) -> None:
     except OSError as error:
         raise CannotStart(config.path, "[log] file", f"{log.file}: {error.strerror}") from None
 
-
 def open_store(config: Config) -> Store:
     try:
         return Store(config.database, busy_ms=_BUSY_MS, synchronous="NORMAL", owner=owner(config))
     except StoreError as error:
         raise CannotStart(config.path, "[taas] database", error) from None
-
 
 def owner(config: Config) -> Owner | None:
     """Whom root leaves the service's files to.  Raises ConfigError."""
@@ -126,7 +116,6 @@ def owner(config: Config) -> Owner | None:
         return owner_of_files(config.user)
     except LookupError as error:
         raise ConfigError(config.path, "[taas] user", error) from None
-
 
 def drop_privileges(config: Config) -> None:
     """Become `user` for good.  Raises ConfigError, CannotStart."""

@@ -70,14 +70,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-
 class StoreError(Exception):
     """The database is busy, broken or missing; the message says which."""
 
-
 class Refused(Exception):
     """The operator asked for something that can't be; the message says why.  Nothing was changed."""
-
 
 @dataclass(frozen=True, slots=True)
 class Credential:
@@ -94,7 +91,6 @@ class Credential:
     enabled: bool = True
     generation: int = 0
 
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A credential as the operator sees it: with its labels and when it was made (seconds since 1970)."""
@@ -103,7 +99,6 @@ class Entry:
     labels: tuple[str, ...]
     created: int
 
-
 class Spent(enum.Enum):
     """What became of an attempt to spend a step."""
 
@@ -111,7 +106,6 @@ class Spent(enum.Enum):
     AGAIN = "again"  # this address had
     ELSEWHERE = "elsewhere"  # another address had
     STALE = "stale"  # this address has spent a newer one
-
 
 class Store:
     """The file at PATH, created and brought to the newest schema where needed.
@@ -436,34 +430,27 @@ class Store:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._drop()
 
-
 _CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
-
 
 def _credential(row: tuple[Any, ...]) -> Credential:
     id, secret, digits, period, algorithm, enabled, generation = row
     return Credential(id, secret, digits, period, algorithm, bool(enabled), generation)
 
-
 def _spender(db: sqlite3.Connection, id: str, step: int) -> str | None:
     row = db.execute("SELECT address FROM spent_steps WHERE id = ? AND step = ?", (id, step)).fetchone()
     return str(row[0]) if row else None
 
-
 def _exists(db: sqlite3.Connection, id: str) -> bool:
     return db.execute("SELECT 1 FROM credentials WHERE id = ?", (id,)).fetchone() is not None
-
 
 def _require(db: sqlite3.Connection, id: str) -> None:
     if not _exists(db, id):
         raise Refused(f"there is no ID {id}")
 
-
 def _grant(db: sqlite3.Connection, id: str, labels: Sequence[str]) -> None:
     for label in labels:
         db.execute("INSERT INTO labels (label) VALUES (?) ON CONFLICT DO NOTHING", (label,))
         db.execute("INSERT INTO grants VALUES (?, ?) ON CONFLICT DO NOTHING", (id, label))
-
 
 def _spare(db: sqlite3.Connection, id: str, keep_live: bool, labels: Sequence[str] = ()) -> None:
     """ID loses its rights under LABELS, or all: let its live pairs go on, or end them, older ones too."""
@@ -475,14 +462,12 @@ def _spare(db: sqlite3.Connection, id: str, keep_live: bool, labels: Sequence[st
     else:
         db.execute(f"DELETE FROM spared WHERE {which}", (id, *labels))
 
-
 def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:
     owner = db.execute("SELECT label FROM labels WHERE fixed_port = ?", (port,)).fetchone()
     if owner and owner[0] != label:
         raise Refused(f"port {port} is the fixed port of label {owner[0]}")
     db.execute("UPDATE labels SET fixed_port = ? WHERE label = ?", (port, label))
     db.execute("DELETE FROM sticky_ports WHERE port = ? AND label <> ?", (port, label))
-
 
 def _set_mode(db: sqlite3.Connection, label: str, mode: str) -> None:
     row = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
@@ -492,26 +477,21 @@ def _set_mode(db: sqlite3.Connection, label: str, mode: str) -> None:
         raise Refused(f"label {label} has the fixed port {row[0]}, which passthrough would never open")
     db.execute("UPDATE labels SET mode = ? WHERE label = ?", (mode, label))
 
-
 def _forget_ungranted(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM labels WHERE label NOT IN (SELECT label FROM grants)")
-
 
 def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
         with contextlib.suppress(sqlite3.Error):  # what went wrong before says more
             db.execute("ROLLBACK")
 
-
 def _create(path: Path) -> None:
     # Ours alone before sqlite puts a secret into it; its -wal and -shm take mode and owner over.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
-
 def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
-
 
 def _keep_beside(path: Path, uid: int, gid: int) -> None:
     """Put empty -wal and -shm files back, which the last one to close the database has removed.
@@ -524,7 +504,6 @@ def _keep_beside(path: Path, uid: int, gid: int) -> None:
             os.fchown(descriptor, uid, gid)
             os.close(descriptor)
 
-
 def _use_wal(db: sqlite3.Connection, deadline: float) -> None:
     # The switch asks for an exclusive lock without sqlite's own patience, and two commands may make it.
     while True:
@@ -535,7 +514,6 @@ def _use_wal(db: sqlite3.Connection, deadline: float) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_RETRY_SECONDS)
-
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     if _number(db, "user_version") == len(MIGRATIONS):
@@ -556,10 +534,8 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     finally:
         _roll_back(db)
 
-
 def _number(db: sqlite3.Connection, pragma: str) -> int:
     return int(db.execute(f"PRAGMA {pragma}").fetchone()[0])
-
 
 def _inode(path: Path) -> tuple[int, int]:
     status = path.stat()

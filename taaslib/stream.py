@@ -16,10 +16,8 @@ import ssl
 _CHUNK = 16 * 1024  # one TLS record's worth (RFC 8446 5.1)
 _MAX_UNREAD = 256 * 1024  # octets; a handshake with a long certificate chain is a tenth of it
 
-
 class TlsFailed(Exception):
     """The peer's TLS can't be gone on with; what OpenSSL wants to say of it stands to be flushed."""
-
 
 class PlainStream:
     established = True  # its TLS, if it has any
@@ -59,7 +57,6 @@ class PlainStream:
             return False
         self._sock.shutdown(socket.SHUT_WR)
         return True
-
 
 class TlsStream(PlainStream):
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, first: bytes = b"") -> None:

@@ -48,13 +48,11 @@ class Signals(Handler):
             if call := self._calls.get(number):
                 call()
 
-
 def hold_signals(held: bool) -> None:
     """Let the signals that steer the service wait (while it starts), or come."""
     if hasattr(signal, "pthread_sigmask"):
         how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
         signal.pthread_sigmask(how, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-
 
 class Manager:
     """systemd, where it started us and wants to be told."""
@@ -71,7 +69,6 @@ class Manager:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 sock.sendto("\n".join(lines).encode(), self._address)
-
 
 class StallWatch(threading.Thread):
     """While entered, notes where the loop stands when one of its turns takes longer than SECONDS.

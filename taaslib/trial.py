@@ -16,7 +16,6 @@ from taaslib.relay import Relay, State
 
 _SILENCE_SECONDS, _ROUND_TRIPS = 1.0, 3  # whichever is longer, without an ACK: dead
 
-
 def take(sock: socket.socket, hello: HelloReader, most: int) -> bytes:
     """Up to MOST octets of what has come, fed to HELLO, and none from behind it.  Raises OSError.
 
@@ -25,7 +24,6 @@ def take(sock: socket.socket, hello: HelloReader, most: int) -> bytes:
     data = sock.recv(most, socket.MSG_PEEK)
     hello.found = hello.found or hello.feed(data)
     return sock.recv(len(data) - hello.beyond) if data else data
-
 
 @dataclass(eq=False)
 class Trial(Handler):

@@ -279,7 +279,7 @@ def test_a_response_is_these_octets() -> None:
     response = Response(307, b"go", "text/plain", fields)
     head = (
         b"HTTP/1.1 307 Temporary Redirect\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n"
-        b"Content-Type: text/plain\r\nContent-Length: 2\r\n"
+        b"Content-Type: text/plain\r\nContent-Length: 2\r\nX-Content-Type-Options: nosniff\r\n"
         b"Location: https://a:1/\r\nCache-Control: no-store\r\n\r\n"
     )
     assert response.to_bytes(784111777.9) == head + b"go"

@@ -44,6 +44,7 @@ _EVERY_ANSWER = {
     "Connection": "close",
     "Content-Type": "text/plain; charset=utf-8",
     "Content-Length": "<LENGTH>",
+    "X-Content-Type-Options": "nosniff",
 }
 _FORMS = {
     "DATE": "[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT",
