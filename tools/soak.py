@@ -70,10 +70,12 @@ class Held:
         return cls(len(sockets), len(sockets & listening), len(links) - len(sockets), resident)
 
     def leak(self, after: Held, more_kb: int) -> str:
-        """What there is too much of AFTER, or ""."""
+        """What there is too much of AFTER, or who is missing, or ""."""
         leaks = []
         if after.sockets > self.sockets:
             leaks.append(f"{after.sockets - self.sockets} sockets")
+        if after.sockets < self.sockets:
+            leaks.append(f"{self.sockets - after.sockets} sockets less: not all of who waited came back")
         if after.listening > self.listening:
             leaks.append(f"{after.listening - self.listening} open ports")
         if after.others > self.others + MORE_OTHERS:
@@ -112,7 +114,7 @@ class Findings:
             found.append(f"octets came that are another's, {self.wrong} times")
         for name, before in self.before.items():
             if leak := before.leak(self.after[name], MORE_KB[name.partition(" ")[0]]):
-                found.append(f"the {name} holds more than before: {leak}")
+                found.append(f"the {name} does not hold what it held before: {leak}")
         if self.live_pairs:
             found.append(f"{self.live_pairs} pairs are live according to the log, and nobody is there")
         return found + self.words[:10] + self.ended
@@ -353,7 +355,7 @@ class Soak:
         self.counters[STOPS].add()
 
     def settle(self, before: dict[str, Held]) -> dict[str, Held]:
-        """What is held once nothing is too much, or after a while in any case."""
+        """What is held once all is as before, or after a while in any case."""
         deadline = time.monotonic() + SETTLE
         while True:
             after = self.house.held()
