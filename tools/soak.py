@@ -370,11 +370,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--visits", type=int, default=0)
-    parser.add_argument("--without", action="append", default=[], metavar="FAULT", choices=ALL_FAULTS)
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="FAULT", choices=ALL_FAULTS,
+        help="leave this one out, and be told that it never happened",
+    )  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="of the faults' rates and numbers")
     parser.add_argument("--port", type=int, default=9443)
     options = parser.parse_args()
-    chosen = [] if options.visits else ALL_FAULTS
+    named = [] if options.visits else ALL_FAULTS
     ports = range(options.port + 1, options.port + 101)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
@@ -382,14 +385,14 @@ def main() -> int:
             house = House(Path(folder), options.port, f"{ports[0]}-{ports[-1]}")
             stack.callback(house.stop)
             scene = Scene(Path(folder), options.port, ports, options.scale, house.ids())
-            soak = Soak(house, scene, chosen, options.without)
+            soak = Soak(house, scene, named, options.without)
             findings, seconds = _run(soak, options.minutes * 60, options.visits)
         except Trouble as trouble:
             print(f"soak: {trouble}")
             return 1
     print(findings.table(seconds))
     complaints = findings.complaints()
-    print("".join(f"soak: {words}\n" for words in complaints) + ("soak: no trouble" * (not complaints)))
+    print("\n".join(f"soak: {words}" for words in complaints or ["no trouble"]))
     return 1 if complaints else 0
 
 

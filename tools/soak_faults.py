@@ -205,7 +205,9 @@ def keep_figures(scene: Scene, visits: int, a_second: float) -> None:
 
 
 def figures_of(scene: Scene) -> Figures:
-    return Figures(**json.loads((scene.folder / "visitor.json").read_text()))
+    """Those that the visitor kept; none where it did not come to its end."""
+    kept = scene.folder / "visitor.json"
+    return Figures(**json.loads(kept.read_text())) if kept.exists() else Figures()
 
 
 # ---- the targets that the agents take visitors to ---------------------------------------------------------
