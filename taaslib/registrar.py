@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from taaslib import authorization, names
 from taaslib.authorization import NOBODY, Claim, Right, Secret
-from taaslib.guesses import Guesses
+from taaslib.guesses import PROOF, Guesses
 from taaslib.http1 import Request, Response, retry_after, text
 from taaslib.leases import Leases, NoPort, TooMany
 from taaslib.limits import Limits
@@ -42,7 +42,10 @@ class Registrar:
     limits: Limits
 
     def __post_init__(self) -> None:
-        self._guesses = Guesses(self.limits)
+        self._guesses, now = Guesses(self.limits), self.wall_clock()
+        with contextlib.suppress(StoreError):  # who was proven before a restart still is
+            for id, address, at in self.store.spenders(int(now - PROOF)):
+                self._guesses.proved(id, address, self.clock() - max(0.0, now - at))
         self._clock_sought = -math.inf  # when a wrong code was last looked for at other times
         self._uses: dict[str, dict[int, int]] = {}  # ID -> step -> how often its code was accepted
 

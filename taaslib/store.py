@@ -173,6 +173,11 @@ class Store:
             return Spent.ELSEWHERE
         return Spent.STALE if newer else Spent.AGAIN
 
+    def spenders(self, since: int) -> list[tuple[str, str, int]]:
+        """ID, address and time of each step spent SINCE then, as far as steps are kept, oldest first."""
+        query = "SELECT id, address, step * period AS at FROM spent_steps JOIN credentials USING (id)"
+        return self._rows(f"{query} WHERE at >= ? ORDER BY at", since)
+
     def note_clock(self, id: str, ahead: int, now: int) -> None:
         """The clock of ID's device was seen AHEAD seconds off; its next right code takes this back."""
         with self._writing() as db:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -222,6 +223,19 @@ def test_who_showed_a_right_code_is_not_locked_out_by_strangers(house: House) ->
     assert house.put("cam").status == 403  # right, if not granted
     assert [wrong(house, source="127.0.0.2") for _ in range(12)] == [401] * 11 + [429]
     assert house.put().status == 200
+
+
+@pytest.mark.parametrize(("age", "status"), [(0, 200), (PROOF - 60, 200), (PROOF + 60, 429)])
+def test_who_showed_a_right_code_is_not_locked_out_after_a_restart(
+    build: Callable[..., House], age: float, status: int
+) -> None:
+    first = build()
+    with first.admin() as store:
+        step = int(first.wall.now - age) // 30 - 1
+        store.spend_step(ID, step, "127.0.0.1", step)
+    house = build()
+    assert [wrong(house, source="127.0.0.2") for _ in range(12)] == [401] * 11 + [429]
+    assert (house.put().status, house.put(source="127.0.0.3").status) == (status, 429)
 
 
 def test_a_right_code_never_counts(house: House) -> None:

@@ -70,10 +70,12 @@ class Held:
         return cls(len(sockets), len(sockets & listening), len(links) - len(sockets), resident)
 
     def leak(self, after: Held, more_kb: int) -> str:
-        """What there is too much of AFTER, or ""."""
+        """What there is too much of AFTER, or who is missing, or ""."""
         leaks = []
         if after.sockets > self.sockets:
             leaks.append(f"{after.sockets - self.sockets} sockets")
+        if after.sockets < self.sockets:
+            leaks.append(f"{self.sockets - after.sockets} sockets less: not all of who waited came back")
         if after.listening > self.listening:
             leaks.append(f"{after.listening - self.listening} open ports")
         if after.others > self.others + MORE_OTHERS:
@@ -112,7 +114,7 @@ class Findings:
             found.append(f"octets came that are another's, {self.wrong} times")
         for name, before in self.before.items():
             if leak := before.leak(self.after[name], MORE_KB[name.partition(" ")[0]]):
-                found.append(f"the {name} holds more than before: {leak}")
+                found.append(f"the {name} does not hold what it held before: {leak}")
         if self.live_pairs:
             found.append(f"{self.live_pairs} pairs are live according to the log, and nobody is there")
         return found + self.words[:10] + self.ended
@@ -353,7 +355,7 @@ class Soak:
         self.counters[STOPS].add()
 
     def settle(self, before: dict[str, Held]) -> dict[str, Held]:
-        """What is held once nothing is too much, or after a while in any case."""
+        """What is held once all is as before, or after a while in any case."""
         deadline = time.monotonic() + SETTLE
         while True:
             after = self.house.held()
@@ -368,11 +370,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--visits", type=int, default=0)
-    parser.add_argument("--without", action="append", default=[], metavar="FAULT", choices=ALL_FAULTS)
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="FAULT", choices=ALL_FAULTS,
+        help="leave this one out, and be told that it never happened",
+    )  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="of the faults' rates and numbers")
     parser.add_argument("--port", type=int, default=9443)
     options = parser.parse_args()
-    chosen = [] if options.visits else ALL_FAULTS
+    named = [] if options.visits else ALL_FAULTS
     ports = range(options.port + 1, options.port + 101)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
@@ -380,14 +385,14 @@ def main() -> int:
             house = House(Path(folder), options.port, f"{ports[0]}-{ports[-1]}")
             stack.callback(house.stop)
             scene = Scene(Path(folder), options.port, ports, options.scale, house.ids())
-            soak = Soak(house, scene, chosen, options.without)
+            soak = Soak(house, scene, named, options.without)
             findings, seconds = _run(soak, options.minutes * 60, options.visits)
         except Trouble as trouble:
             print(f"soak: {trouble}")
             return 1
     print(findings.table(seconds))
     complaints = findings.complaints()
-    print("".join(f"soak: {words}\n" for words in complaints) + ("soak: no trouble" * (not complaints)))
+    print("\n".join(f"soak: {words}" for words in complaints or ["no trouble"]))
     return 1 if complaints else 0
 
 
