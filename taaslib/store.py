@@ -369,9 +369,9 @@ class Store:
             busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
             if not busy:
                 self._drop()
-            what = "busy" if busy else "missing" if isinstance(error, FileNotFoundError) else "unusable"
+            what = "is busy" if busy else "is missing" if type(error) is FileNotFoundError else "is unusable"
             cause = error.strerror if isinstance(error, OSError) else str(error)
-            raise StoreError(f"database {self._path} is {what}: {cause}") from error
+            raise StoreError(f"database {self._path} {what}: {cause}") from error
         except StoreError:
             self._drop()
             raise
