@@ -378,9 +378,9 @@ class Store:
         busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
         if not busy:
             self._drop()
-        what = "busy" if busy else "missing" if isinstance(error, FileNotFoundError) else "unusable"
+        what = "is busy" if busy else "is missing" if type(error) is FileNotFoundError else "is unusable"
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        return StoreError(f"database {self._path} is {what}: {cause}")
+        return StoreError(f"database {self._path} {what}: {cause}")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
