@@ -130,6 +130,13 @@ def test_pipes_and_memory_may_grow_a_little_and_no_more() -> None:
     )
 
 
+def test_without_faults_less_memory_may_be_kept() -> None:
+    after = {"service": Held(23, 5, 10, 28_000), "agent home": Held(23, 5, 10, 30_001)}
+    assert findings(after=after).complaints() == []
+    words = "the agent home does not hold what it held before: 2001 kB"
+    assert findings(after=after, happened={}).complaints() == [words]
+
+
 def test_an_octet_of_another_is_seen_and_a_visit_cut_short_is_not_taken_for_one() -> None:
     scene = Scene(Path(), 0, range(0), 1.0, ())
     expected = answer_to(b"said")
