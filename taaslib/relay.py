@@ -57,8 +57,11 @@ class End(Handler):
             self._relay.update()
 
     def on_writable(self) -> None:
+        pump = self.peer.pump
         try:
-            self.peer.pump.drain()
+            pump.drain()
+            if pump.has_room and not pump.pending:
+                pump.fill()  # its source has most likely waited: two changes of interest less
         except OSError as error:
             self._relay.fail(error.errno)
             return
