@@ -20,7 +20,7 @@ from collections.abc import Callable
 from taaslib import sockets
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
-from taaslib.pump import Pools, Pump
+from taaslib.pump import Pools, RingPump
 
 _DELIVERY_CHECK_SECONDS = 1.0
 
@@ -39,7 +39,7 @@ class End(Handler):
     __slots__ = ("_loop", "_relay", "fd", "peer", "pump", "shut", "sock", "unanswered_since")
 
     peer: End
-    pump: Pump
+    pump: RingPump
 
     def __init__(self, loop: Loop, relay: Relay, sock: socket.socket) -> None:
         self._loop, self._relay, self.sock = loop, relay, sock
@@ -187,7 +187,8 @@ class Relay:
         self.state = State.CLOSED
         if self._timer:
             self._timer.cancel()
-        for end in (self.responder, self.initiator):
+        ends = self.responder, self.initiator
+        for end in ends:
             self._loop.forget(end.fd, closing=True)
             end.pump.close()
             if outcome is Outcome.COMPLETE:
@@ -195,6 +196,8 @@ class Relay:
             else:
                 sockets.reset(end.sock)
         self._on_closed(self, outcome)
+        for end in ends:
+            del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
 
     def _finish(self) -> None:
         """Both FINs are passed on: close as soon as no peer's closed window holds octets back."""
