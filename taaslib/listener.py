@@ -49,8 +49,6 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-def _name(address: str, port: int) -> tuple[str, int]:
-    return plain_address(address), port
 
 class Listener(Handler):
     """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.
@@ -64,11 +62,12 @@ class Listener(Handler):
     ) -> None:  # fmt: skip
         self._loop = loop
         self.sock = sock
-        self._local = _name(*sock.getsockname()[:2])
+        self._local: tuple[str, int] = sock.getsockname()[:2]
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
         self.closed = False
+        self._count = 1  # to accept at the next event
         self._update_interest()
 
     @property
@@ -76,12 +75,15 @@ class Listener(Handler):
         return self._local[1]
 
     def on_readable(self) -> None:
-        for _ in range(_PER_TURN):
+        # Mostly there is one; to look for a second costs an exception, so only where the last look found one.
+        count, self._count = self._count, _PER_TURN
+        for _ in range(count):
             if self.closed:
                 return
             try:
                 sock, address = self.sock.accept()
             except BlockingIOError:
+                self._count = 1
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:
@@ -96,8 +98,9 @@ class Listener(Handler):
                 continue
             sock.setblocking(False)
             try:
-                local = self._local if self._local[0] not in _ANY else _name(*sock.getsockname()[:2])
-                self._on_connection(sock, Peer(*_name(*address[:2]), *local))
+                local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
+                peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
+                self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()
             except BaseException:

@@ -28,11 +28,12 @@ What splice(2) does not say, and each costs something:
 - A pipe that is not empty goes to nobody else: it is closed, or one client's octets reach another.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
 import sys
-from typing import Protocol
 
 from taaslib.sockets import is_reserve
 
@@ -51,19 +52,6 @@ _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK
 
 can_splice = hasattr(os, "splice")
 
-class Pump(Protocol):
-    at_end: bool  # the source said that no more will come
-    copied: int  # octets delivered to the sink's kernel by recv and send
-    spliced: int  # ... by splice
-
-    @property
-    def pending(self) -> int: ...
-    @property
-    def has_room(self) -> bool: ...
-    def fill(self) -> bool: ...
-    def drain(self) -> None: ...
-    def preload(self, early: bytes | memoryview) -> None: ...
-    def close(self) -> None: ...
 
 class Ring:
     """A bounded first-in, first-out store of octets that wraps round at its end."""
@@ -112,7 +100,7 @@ class Pools:
         """Pumps to come are of this kind: auto, splice or ring."""
         self.splices = can_splice if pump == "auto" else pump == "splice"
 
-    def pump(self, source: socket.socket, sink: socket.socket) -> Pump:
+    def pump(self, source: socket.socket, sink: socket.socket) -> RingPump:
         return SplicePump(source, sink, self) if self.splices else RingPump(source, sink, self)
 
     def borrow_ring(self, capacity: int) -> Ring:
@@ -147,9 +135,9 @@ class RingPump:
         self._source, self._sink, self._pools = source, sink, pools
         self._ring: Ring | None = None
         self._full_reads = 0
-        self.at_end = False
-        self.copied = 0
-        self.spliced = 0
+        self.at_end = False  # the source said that no more will come
+        self.copied = 0  # octets delivered to the sink's kernel by recv and send
+        self.spliced = 0  # ... by splice
 
     @property
     def pending(self) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from taaslib import sockets
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
-from taaslib.pump import Pools, Pump
+from taaslib.pump import Pools, RingPump
 
 _DELIVERY_CHECK_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ class End(Handler):
     __slots__ = ("_loop", "_relay", "fd", "peer", "pump", "shut", "sock", "unanswered_since")
 
     peer: End
-    pump: Pump
+    pump: RingPump
 
     def __init__(self, loop: Loop, relay: Relay, sock: socket.socket) -> None:
         self._loop, self._relay, self.sock = loop, relay, sock
@@ -55,8 +55,11 @@ class End(Handler):
             self._relay.update()
 
     def on_writable(self) -> None:
+        pump = self.peer.pump
         try:
-            self.peer.pump.drain()
+            pump.drain()
+            if pump.has_room and not pump.pending:
+                pump.fill()  # its source has most likely waited: two changes of interest less
         except OSError as error:
             self._relay.fail(error.errno)
             return
@@ -181,7 +184,8 @@ class Relay:
         self.state = State.CLOSED
         if self._timer:
             self._timer.cancel()
-        for end in (self.responder, self.initiator):
+        ends = self.responder, self.initiator
+        for end in ends:
             self._loop.forget(end.fd, closing=True)
             end.pump.close()
             if outcome is Outcome.COMPLETE:
@@ -189,6 +193,8 @@ class Relay:
             else:
                 sockets.reset(end.sock)
         self._on_closed(self, outcome)
+        for end in ends:
+            del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
 
     def _finish(self) -> None:
         """Both FINs are passed on: close as soon as no peer's closed window holds octets back."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from taaslib import pump as pump_module
 from taaslib import sockets
-from taaslib.pump import LARGE, SMALL, Pools, Pump, Ring, RingPump, SplicePump, can_splice
+from taaslib.pump import LARGE, SMALL, Pools, Ring, RingPump, SplicePump, can_splice
 
 PIPE = 1024 * 1024
 KINDS = ["splice", "ring"] if can_splice else ["ring"]
@@ -70,7 +70,7 @@ class Bench:
         self.source, self.writer = connection()
         self.sink, self.reader = connection(buffers)  # fixed: a stalled sink stays stalled
         self.sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
-        self.pump: Pump = pools.pump(self.source, self.sink)
+        self.pump: RingPump = pools.pump(self.source, self.sink)
         self.got = b""
         self.fills = 0
 
