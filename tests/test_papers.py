@@ -79,3 +79,11 @@ def test_links_between_the_documents_lead_somewhere() -> None:
                 heads = re.findall("(?m)^#+ (.+)$", place.read_text()) if anchor else []
                 anchors = [re.sub("[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads]
                 assert not anchor or anchor in anchors, f"{paper.name}: {target}"
+
+
+def test_operations_md_has_a_row_for_each_line_of_the_doctor() -> None:
+    text = (TOP / "docs" / "operations.md").read_text()
+    rows = re.findall("(?m)^\\| `(\\w+)` \\|", text.partition("## Is all well?")[2].partition("\n## ")[0])
+    source = (TOP / "taas_admin.py").read_text()
+    looks = re.findall("(?m)^    def _(\\w+)\\(self\\) -> Iterator\\[Finding\\]", source)
+    assert rows == ["configuration", *looks]
