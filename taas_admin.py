@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import make_cert
-from taaslib import config, names, startup
+from taaslib import config, names
 from taaslib.ownership import Owner, make_folder, owner_of_files
 from taaslib.pump import can_splice
 from taaslib.store import MIGRATIONS, Credential, Entry, Refused, Store, StoreError
@@ -688,6 +688,10 @@ class Doctor:
                 yield subject, FIX, " ".join(str(error).split())
 
     def _certificate(self) -> Iterator[Finding]:
+        try:
+            from taaslib import startup
+        except ModuleNotFoundError:
+            raise Refused(NO_PYOTP) from None
         s = self._settings
         for host, context in startup.tls_contexts(
             s
@@ -720,9 +724,8 @@ class Doctor:
 
     def _clock(self) -> Iterator[Finding]:
         off = []
-        if self._settings.database.exists():
-            with self._reading() as db:
-                off = [ahead for (ahead,) in db.execute("SELECT ahead FROM clocks")]
+        with contextlib.suppress(sqlite3.Error), self._reading() as db:  # a broken one is another line's
+            off = [ahead for (ahead,) in db.execute("SELECT ahead FROM clocks")]
         said = ""
         if shutil.which("timedatectl"):  # it asks the kernel, whoever keeps its time
             command = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
@@ -762,10 +765,10 @@ class Doctor:
             at = names.host_port(public, s.port)
             try:
                 seen, _ = _meet(public, s.port, s.registrar)
-            except ConnectionRefusedError:
-                yield FIX, f"{at} refuses: start the service"
             except OSError as error:
-                yield FIX if _is_here(public) else UNKNOWN, f"{at}: {error}: open it in the firewall"
+                refused = isinstance(error, ConnectionRefusedError)
+                why = "refuses: start the service" if refused else f"{error}: open it in the firewall"
+                yield FIX if _is_here(public) else UNKNOWN, f"{at} {why}"  # not every NAT leads back to here
             else:
                 other = "another certificate: another program has it, or the service did not follow"
                 yield (

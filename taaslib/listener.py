@@ -49,7 +49,6 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-
 class Listener(Handler):
     """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.
 

@@ -52,7 +52,6 @@ _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK
 
 can_splice = hasattr(os, "splice")
 
-
 class Ring:
     """A bounded first-in, first-out store of octets that wraps round at its end."""
 

@@ -147,6 +147,12 @@ def test_too_few_descriptors_are_told(still: Process) -> None:
     assert "are fewer than the 2000001098 that [limits] allow" in words(still, "descriptors")
 
 
+def test_without_pyotp_it_says_so_and_goes_on(still: Process) -> None:
+    command = [sys.executable, "-S", "-E", str(ROOT / "taas_admin.py"), "-c", str(still.ini), "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "FIX  certificate   pyotp is missing: " in done.stdout and "ok   kernel " in done.stdout
+
+
 def test_devices_that_are_all_off_mean_our_clock(still: Process) -> None:
     with contextlib.closing(Store(still.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
         store.add(Credential(OTHER_ID, SECRETS[OTHER_ID]), ["cam"], None, 0)
