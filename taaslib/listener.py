@@ -66,7 +66,7 @@ class Listener(Handler):
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
         self.closed = False
-        self._count = 1  # to accept at the next event
+        self._served = -1  # the loop's turn
         self._update_interest()
 
     @property
@@ -74,15 +74,15 @@ class Listener(Handler):
         return self._local[1]
 
     def on_readable(self) -> None:
-        # Mostly there is one; to look for a second costs an exception, so only where the last look found one.
-        count, self._count = self._count, _PER_TURN
+        # Mostly there is one, and a look for a second costs an exception: only where the last turn left some.
+        count = _PER_TURN if self._loop.turns == self._served + 1 else 1
+        self._served = self._loop.turns
         for _ in range(count):
             if self.closed:
                 return
             try:
                 sock, address = self.sock.accept()
             except BlockingIOError:
-                self._count = 1
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:

@@ -74,7 +74,7 @@ class Loop:
         self._fresh: set[int] = set()  # watched since this turn's poll: what it said is about a predecessor
         self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
         self._order = count()
-        self._turns = 0
+        self.turns = 0  # so far
         self.busy_since: float | None = None  # when this turn's sleep ended
 
     def watch(
@@ -191,8 +191,8 @@ class Loop:
 
     def _sweep(self) -> None:
         # Long timeouts are mostly cancelled: when half of the heap is husks, drop them.
-        self._turns += 1
-        if self._turns % 1024 == 0:
+        self.turns += 1
+        if self.turns % 1024 == 0:
             alive = [entry for entry in self._timers if entry[2].call]
             if len(alive) < len(self._timers) // 2:
                 heapq.heapify(alive)

@@ -291,9 +291,13 @@ def descriptors() -> int:
 @pytest.mark.parametrize("pump", ["splice", "ring"] if can_splice else ["ring"])
 def test_any_interleaving_delivers_a_prefix_and_the_whole_if_both_ended_in_order(pump: str) -> None:
     happened: Counter[str] = Counter()
-    run_state_machine_as_test(
-        lambda: AnyInterleaving(pump, happened),
-        settings=settings(deadline=None, max_examples=80, stateful_step_count=40),
-    )
     must = {"complete", "reset", "stalled", "urgent", "half-closed", "cut short", "early", "copied"}
-    assert set(+happened) >= must | ({"spliced"} if pump == "splice" else set()), happened
+    must |= {"spliced"} if pump == "splice" else set()
+    for _ in range(4):  # a run has three to eighteen resets, which may all have come too late to cut short
+        run_state_machine_as_test(
+            lambda: AnyInterleaving(pump, happened),
+            settings=settings(deadline=None, max_examples=80, stateful_step_count=40),
+        )
+        if set(+happened) >= must:
+            return
+    raise AssertionError(f"not seen: {must - set(+happened)}")
