@@ -144,7 +144,7 @@ def answer_redirector(data: bytes) -> Iterator[str]:
     location = fields.pop(b"Location", b"").decode("latin-1")
     where = {307: f"home.{SERVERS}:61001", 503: request.authority}.get(answer.response.status)
     assert location == (f"https://{where}{request.target}" if where else "")
-    expected = {b"Date", b"Connection", b"Content-Type", b"Content-Length"}
+    expected = {b"Date", b"Connection", b"Content-Type", b"Content-Length", b"X-Content-Type-Options"}
     expected |= {b"Cache-Control"} if where else set()
     assert set(fields) == expected | ({b"Retry-After"} if answer.response.status == 503 else set())
     yield status.split(b" ")[1].decode()
