@@ -23,7 +23,7 @@ class HelloReader:
     """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
 
     def __init__(self) -> None:
-        self.found: Hello | None = None  # for a reader who remembers what `feed` said
+        self.found: Hello | None = None  # what `feed` said last
         self.whole = False  # the octets up to BEYOND are one ClientHello and nothing else
         self.beyond = 0  # octets that were fed and stand behind it
         self._data = bytearray()  # records that are not whole yet
@@ -34,6 +34,10 @@ class HelloReader:
         """Take more octets; None while more are needed to tell."""
         self._seen += len(data)
         self._data += data
+        self.found = self._look()
+        return self.found
+
+    def _look(self) -> Hello | None:
         try:
             while record := self._record():
                 self._message += record

@@ -164,7 +164,7 @@ class Lobby:
         self.tally.take(*leg.seats)
         if early and leg.hello:
             leg.early += early
-            leg.hello.found = leg.hello.feed(early)
+            leg.hello.feed(early)
             self._seek(leg)
             return
         self._arriving[leg] = self.loop.clock() + self.limits.first_bytes

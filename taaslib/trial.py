@@ -17,12 +17,15 @@ from taaslib.relay import Relay, State
 _SILENCE_SECONDS, _ROUND_TRIPS = 1.0, 3  # whichever is longer, without an ACK: dead
 
 def take(sock: socket.socket, hello: HelloReader, most: int) -> bytes:
-    """Up to MOST octets of what has come, fed to HELLO, and none from behind it.  Raises OSError.
+    """Up to MOST octets of what has come, fed to HELLO and none from behind it until that is found.
 
-    There may be 0-RTT data (RFC 8446 2.3), which must not travel twice: they stay in the socket.
+    Behind it may be 0-RTT data (RFC 8446 2.3), which must not travel twice: they stay in the socket.
+    Raises OSError.
     """
+    if hello.found:
+        return sock.recv(most)
     data = sock.recv(most, socket.MSG_PEEK)
-    hello.found = hello.found or hello.feed(data)
+    hello.feed(data)
     return sock.recv(len(data) - hello.beyond) if data else data
 
 @dataclass(eq=False)

@@ -401,6 +401,18 @@ def test_a_hello_that_becomes_whole_while_its_visitor_is_parked_is_kept(house: H
     served(house, alive, visitor)
 
 
+def test_octets_behind_a_hello_with_company_are_no_end_of_the_visit(house: House) -> None:
+    """Another message shares its record, so that it is nothing to send again; what follows was left unread."""
+    house.pair()
+    first = records(hello(server_name(HOST.encode())) + b"\x08\0\0\1x")
+    visitor = visit(house, first + b"behind")
+    house.settle()
+    responder = house.responder()
+    house.until(lambda: responder.received == first + b"behind", "all of it")
+    house.settle()
+    assert not responder.ended and not visitor.gone
+
+
 @linux
 @pytest.mark.parametrize("behind", [b"", b"0-RTT"])
 def test_a_visitor_who_is_passed_through_fails_over_too(house: House, behind: bytes) -> None:
