@@ -402,7 +402,7 @@ def test_a_hello_that_becomes_whole_while_its_visitor_is_parked_is_kept(house: H
 
 
 def test_octets_behind_a_hello_with_company_are_no_end_of_the_visit(house: House) -> None:
-    """Another message shares its record, so that it is nothing to send again; what follows was left unread."""
+    """Another message shares its record, so that it is nothing to send again."""
     house.pair()
     first = records(hello(server_name(HOST.encode())) + b"\x08\0\0\1x")
     visitor = visit(house, first + b"behind")
