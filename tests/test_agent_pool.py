@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -220,6 +221,15 @@ def test_the_trouble_is_told_to_who_asks(start: Start, registrar: Registrar) -> 
     agent.said(" refused ", "status=503", "later")
     pool = agent.pool()
     assert pool["waiting"] == "0" and 50 < float(pool["retry_seconds"]) <= 100
+
+
+@pytest.mark.skipif(not has("prlimit"), reason="needs prlimit (util-linux)")
+def test_it_takes_as_many_descriptors_as_it_may(start: Start) -> None:
+    """Each visit has two; at the usual soft limit of 1,024 one stranger could use them up."""
+    agent = start(prefix=("prlimit", "--nofile=64:512"))
+    agent.said(" ready ")
+    limits = Path(f"/proc/{agent.process.pid}/limits").read_text()
+    assert re.search(r"Max open files +512 +512", limits)
 
 
 @pytest.mark.skipif(not has("prlimit"), reason="needs prlimit (util-linux)")
