@@ -985,13 +985,13 @@ def write_log(as_json: bool, event: str, **facts: object) -> None:
     """One line per event, in the form of the service's: time, level, event, key=value; or JSON."""
     now, plain = time.time(), re.compile(r"[!#-\[\]-~]+")  # printable, no space, quote or backslash
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03}+00:00"
-    bad = "warning" if event in ("failed", "lost", "refused", "target-refused") else "info"
-    level = "error" if event == "fault" else bad
+    bad = event in ("failed", "lost", "refused", "target-refused")
+    level = "warning" if bad else "error" if event == "fault" else "info"
     known = {k: v if isinstance(v, (int, float)) else str(v) for k, v in facts.items() if v is not None}
     line = json.dumps({"time": stamp, "level": level, "event": event, **known})
     if not as_json:
-        line = f"{stamp} {level} {event}"
-        line += "".join(f" {k}={v if plain.fullmatch(str(v)) else json.dumps(v)}" for k, v in known.items())
+        words = [f"{k}={v if plain.fullmatch(str(v)) else json.dumps(v)}" for k, v in known.items()]
+        line = " ".join([stamp, level, event, *words])
     with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
         print(line, file=sys.stderr, flush=True)
 
