@@ -156,7 +156,6 @@ class Exchange(Handler):
         self._first = bytearray()  # what came before its TLS was known to be ours
         self._plain = plain
         self._certificate = ""  # the key in the door's contexts of the one that was shown
-        self._interest: tuple[bool, bool] | None = None  # what the loop was told: to read, to write
         self.state = State.REQUEST if plain else State.QUIET
         patience = door.limits.request if plain else door.limits.handshake
         self._deadline = door.loop.call_later(patience, self._on_deadline)
@@ -361,11 +360,11 @@ class Exchange(Handler):
         self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
+        if self.state is State.CLOSED:
+            return
         answering = self.state is State.ANSWERING
-        read, write = interest = not answering, answering or self._stream.backlog
-        if interest != self._interest and self.state is not State.CLOSED:
-            self._interest = interest
-            self._door.loop.watch(self._sock.fileno(), self, read=read, write=write, patient=True)
+        write, fd = answering or self._stream.backlog, self._sock.fileno()
+        self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
 
 def _host_of(request: Request) -> str:
     try:
