@@ -27,13 +27,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import make_cert
 from taaslib import config, names
+from taaslib.limits import Limits
+from taaslib.listener import open_port
 from taaslib.ownership import Owner, make_folder, owner_of_files
 from taaslib.pump import can_splice
-from taaslib.store import MIGRATIONS, Credential, Entry, Refused, Store, StoreError
+from taaslib.store import MIGRATIONS, Credential, Entry, Refused, Store, StoreError, uri_of
 
 BUSY_MS = 5000
 # RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
@@ -811,7 +813,7 @@ class Doctor:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        uri = _uri_of(self._settings.database, "?mode=ro")
+        uri = uri_of(self._settings.database, "?mode=ro")
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
             yield db
 
@@ -905,18 +907,10 @@ def _meet(address: str, port: int, name: str) -> tuple[str, http.client.HTTPResp
 
 
 def _listener(address: str, port: int) -> socket.socket | None:
-    """A socket that listens there, if that is this machine's, free and allowed."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if ":" in address:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
-        sock.listen()
-    except OSError:
-        sock.close()
-        return None
-    return sock
+    """A socket that listens there as the service's would, if that is this machine's, free and allowed."""
+    with contextlib.suppress(OSError):
+        return open_port(address, port, Limits())
+    return None
 
 
 def _is_here(address: str) -> bool:
@@ -986,7 +980,7 @@ def _copy(source: Path, target: Path, live: bool) -> tuple[int, int]:
     # A backup that lies in a folder of somebody else's can't be given the -shm that sqlite wants to read it.
     how = "?mode=ro" + ("" if live or _beside(source, "-wal").exists() else "&immutable=1")
     with (
-        contextlib.closing(sqlite3.connect(_uri_of(source, how), uri=True)) as old,
+        contextlib.closing(sqlite3.connect(uri_of(source, how), uri=True)) as old,
         contextlib.closing(sqlite3.connect(target, isolation_level=None)) as new,
     ):
         old.backup(new)
@@ -1003,7 +997,7 @@ def _put_in_place(new: Path, database: Path) -> None:
     """Replace DATABASE, so that neither what stands in its -wal nor a reader of the old one meets the new."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(sqlite3.Error):  # missing or broken, which may be why it is replaced
-            connected = sqlite3.connect(_uri_of(database, "?mode=rw"), uri=True, isolation_level=None)
+            connected = sqlite3.connect(uri_of(database, "?mode=rw"), uri=True, isolation_level=None)
             old = stack.enter_context(contextlib.closing(connected))
             old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             old.execute("BEGIN IMMEDIATE")  # no command may change what is about to go
@@ -1014,10 +1008,6 @@ def _put_in_place(new: Path, database: Path) -> None:
 
 def _beside(database: Path, suffix: str) -> Path:
     return database.with_name(database.name + suffix)
-
-
-def _uri_of(database: Path, how: str) -> str:
-    return f"file:{quote(os.fsencode(database.absolute()))}{how}"
 
 
 def _words(document: dict[str, Any]) -> str:

@@ -409,7 +409,7 @@ class Store:
     def _open(self, new: bool = False) -> sqlite3.Connection:
         self._version = None
         self._inode = _inode(self._path)  # before: if it is replaced meanwhile, changed() will see it
-        uri = f"file:{quote(os.fsencode(self._path.absolute()))}?mode=rw"  # rw: a missing file is an error
+        uri = uri_of(self._path, "?mode=rw")  # rw: a missing file is an error
         db = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         try:
             if not new and _number(db, "user_version") == 0:  # somebody may be copying one to this place
@@ -494,6 +494,10 @@ def _create(path: Path) -> None:
     # Ours alone before sqlite puts a secret into it; its -wal and -shm take mode and owner over.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+def uri_of(path: Path, how: str) -> str:
+    """What sqlite3.connect(..., uri=True) takes for the file at PATH, opened as HOW says ("?mode=ro")."""
+    return f"file:{quote(os.fsencode(path.absolute()))}{how}"
 
 def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
