@@ -15,7 +15,7 @@ VISITS ?=
 # What the journeys of the tests put behind a label, and before it.
 PROGRAMS = caddy git lego openssh-client openssh-server pebble
 
-SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib tools bench
+SOURCES = taas.py taas_admin.py taas_agent.py make_cert.py taaslib taasadmin tools bench
 
 .PHONY: help run test check slow-test fuzz soak bench dist clean dev
 

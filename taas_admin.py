@@ -10,16 +10,12 @@ import argparse
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import re
 import secrets
-import shutil
-import socket
 import sqlite3
 import ssl
-import subprocess
 import sys
 import time
 import uuid
@@ -30,33 +26,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import make_cert
+from taasadmin.book import Book, Entry, Refused
+from taasadmin.doctor import FIX, PEM, Doctor, kind, meet, sha256_of
+from taasadmin.wording import NO_PYOTP, called
 from taaslib import config, names
-from taaslib.limits import Limits
-from taaslib.listener import open_port
 from taaslib.ownership import Owner, make_folder, owner_of_files
-from taaslib.pump import can_splice
-from taaslib.store import MIGRATIONS, Credential, Entry, Refused, Store, StoreError, uri_of
+from taaslib.store import MIGRATIONS, Credential, StoreError, uri_of
 
 BUSY_MS = 5000
 # RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
 SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
 MODES = ("redirect", "passthrough", "both")
 SUFFIX = {"ini": ".agent.ini", "js": ".js"}
-# Each command as a script, within taas.pyz, and as pip installs it.
-NAMES = {
-    "taas": ("taas", "", "taas"),
-    "admin": ("taas_admin", " admin", "taas-admin"),
-    "agent": ("taas_agent", " agent", "taas-agent"),
-    "make-cert": ("make_cert", " make-cert", "taas-make-cert"),
-}
-NO_PYOTP = "pyotp is missing: pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
-_PEM = re.compile("-----BEGIN CERTIFICATE-----\r?\n.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,13 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 1)
     _say(json.dumps(document, indent=2) if arguments.json else text)
     return code
-
-
-def called(name: str) -> str:
-    """The command NAME as an operator types it who called us as we were called."""
-    if (archive := Path(__file__).parent).is_file():
-        return f"python3 {archive.name}{NAMES[name][1]}"
-    return f"python {NAMES[name][0]}.py" if sys.argv[0].endswith(".py") else NAMES[name][2]
 
 
 def _say(text: str) -> None:
@@ -288,7 +262,7 @@ def init(wanted: argparse.Namespace) -> Answer:
         try:
             make_cert.make(make_cert.plan_for(settings), renew=False, force=False)
             make_folder(settings.database.parent, owner)
-            Store(settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=owner).close()
+            Book(settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=owner).close()
         except BaseException:
             for file in state:
                 file.unlink(missing_ok=True)
@@ -337,11 +311,7 @@ def _dns_records(settings: config.Config) -> list[tuple[str, str, str]]:
         wanted.append(settings.registrar)
     if settings.location == "domain":
         wanted.append(settings.servers)
-    return [(name, _kind(address), address) for name in wanted for address in settings.public]
-
-
-def _kind(address: str) -> str:
-    return "AAAA" if ":" in address else "A"
+    return [(name, kind(address), address) for name in wanted for address in settings.public]
 
 
 class Admin:
@@ -369,47 +339,47 @@ class Admin:
         entry = Entry(credential, tuple(labels), int(time.time()))
         content = self._agent_file(entry, wanted.format)
         uri = self._uri(entry)
-        with self._store() as store:
+        with self._book() as book:
             plain, other = _file_names(entry, wanted.format)
-            file = other if store.find(labels[0]) and not wanted.force else plain
+            file = other if book.find(labels[0]) and not wanted.force else plain
             with _written(file, content, wanted.force):
-                store.add(credential, labels, wanted.port, entry.created, wanted.mode)
-            document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
+                book.add(credential, labels, wanted.port, entry.created, wanted.mode)
+            document = self._document(book, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"Added {_words(document)}.\n{self._next_steps(file, labels[0])}"
 
     def entries(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
-            documents = [self._document(store, entry) for entry in store.entries()]
+        with self._book() as book:
+            documents = [self._document(book, entry) for entry in book.entries()]
         return documents, "\n".join(map(_words, documents)) or "No credentials yet: add LABEL makes one."
 
     def show(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
-            found = store.find(wanted.what) or [self._entry(store, wanted.what)]
-            documents = [self._document(store, entry, self._uri(entry)) for entry in found]
+        with self._book() as book:
+            found = book.find(wanted.what) or [self._entry(book, wanted.what)]
+            documents = [self._document(book, entry, self._uri(entry)) for entry in found]
         pages = ("\n".join(f"{key:<10} {_plain(d[key])}" for key in d) for d in documents)
         return documents, "\n\n".join(pages)
 
     def grant(self, wanted: argparse.Namespace) -> Answer:
         self._refuse_reserved(wanted.labels)
-        with self._store() as store:
+        with self._book() as book:
             if hosts := self._hosts(wanted):
                 for host in hosts:
-                    store.grant_host(wanted.what, host)
-                return self._hosts_of(store, wanted.what)
-            id = self._entry(store, wanted.what).credential.id
-            store.grant(id, wanted.labels)
-            document = self._document(store, self._entry(store, id))
+                    book.grant_host(wanted.what, host)
+                return self._hosts_of(book, wanted.what)
+            id = self._entry(book, wanted.what).credential.id
+            book.grant(id, wanted.labels)
+            document = self._document(book, self._entry(book, id))
         return document, f"Granted: {_words(document)}.\nIts agent registers the `labels` of its agent file."
 
     def revoke(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
+        with self._book() as book:
             if hosts := self._hosts(wanted):
                 for host in hosts:
-                    store.revoke_host(wanted.what, host)
-                return self._hosts_of(store, wanted.what)
-            id = self._entry(store, wanted.what).credential.id
-            store.revoke(id, wanted.labels, wanted.keep_live)
-            document = self._document(store, self._entry(store, id))
+                    book.revoke_host(wanted.what, host)
+                return self._hosts_of(book, wanted.what)
+            id = self._entry(book, wanted.what).credential.id
+            book.revoke(id, wanted.labels, wanted.keep_live)
+            document = self._document(book, self._entry(book, id))
         return document, f"Revoked; it keeps: {_words(document)}."
 
     def _hosts(self, wanted: argparse.Namespace) -> list[str]:
@@ -422,24 +392,24 @@ class Admin:
         return hosts
 
     @staticmethod
-    def _hosts_of(store: Store, label: str) -> Answer:
-        hosts = store.hosts(label)
+    def _hosts_of(book: Book, label: str) -> Answer:
+        hosts = book.hosts(label)
         return {"label": label, "hosts": list(hosts)}, f"Domains of {label}: {', '.join(hosts) or 'none'}."
 
     def set(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
-            store.set_mode(wanted.label, wanted.mode)
+        with self._book() as book:
+            book.set_mode(wanted.label, wanted.mode)
         return {"label": wanted.label, "mode": wanted.mode}, f"{wanted.label}: {wanted.mode}."
 
     def remove(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
-            id = self._entry(store, wanted.what).credential.id
-            store.remove(id, wanted.keep_live)
+        with self._book() as book:
+            id = self._entry(book, wanted.what).credential.id
+            book.remove(id, wanted.keep_live)
         return {"id": id, "removed": True}, f"Removed ID {id}."
 
     def rotate(self, wanted: argparse.Namespace) -> Answer:
-        with self._store() as store:
-            entry = self._entry(store, wanted.what)
+        with self._book() as book:
+            entry = self._entry(book, wanted.what)
             if not entry.labels:
                 raise Refused(f"ID {wanted.what} has no label to name its file after: grant one first")
             new = replace(entry.credential, secret=_secret(entry.credential.algorithm))
@@ -447,11 +417,11 @@ class Admin:
             content = self._agent_file(entry, wanted.format)
             uri = self._uri(entry)
             plain, other = _file_names(entry, wanted.format)
-            shared = len(store.find(entry.labels[0])) > 1
+            shared = len(book.find(entry.labels[0])) > 1
             file = other if shared or (plain.exists() and not wanted.force) else plain
             with _written(file, content, wanted.force):
-                store.rotate(new.id, new.secret, wanted.keep_live)
-            document = self._document(store, entry, uri) | {"file": str(file.absolute()), "uri": uri}
+                book.rotate(new.id, new.secret, wanted.keep_live)
+            document = self._document(book, entry, uri) | {"file": str(file.absolute()), "uri": uri}
         return document, f"New secret for {_words(document)}.\n{self._next_steps(file, entry.labels[0])}"
 
     def disable(self, wanted: argparse.Namespace) -> Answer:
@@ -461,10 +431,10 @@ class Admin:
         return self._set_enabled(wanted.what, True)
 
     def _set_enabled(self, what: str, enabled: bool, keep_live: bool = False) -> Answer:
-        with self._store() as store:
-            id = self._entry(store, what).credential.id
-            store.set_enabled(id, enabled, keep_live)
-            document = self._document(store, self._entry(store, id))
+        with self._book() as book:
+            id = self._entry(book, what).credential.id
+            book.set_enabled(id, enabled, keep_live)
+            document = self._document(book, self._entry(book, id))
         return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
 
     def backup(self, wanted: argparse.Namespace) -> Answer:
@@ -488,12 +458,12 @@ class Admin:
             if version > len(MIGRATIONS):
                 known = f"newer than the {len(MIGRATIONS)} that this version of TAAS knows: use a newer TAAS"
                 raise Refused(f"{file} has schema version {version}, {known}")
-            Store(new, busy_ms=BUSY_MS, synchronous="FULL").close()  # an older one is brought up to date
+            Book(new, busy_ms=BUSY_MS, synchronous="FULL").close()  # an older one is brought up to date
             was = database.stat() if database.exists() else None
             if owner := self._owner or (was and os.geteuid() == 0 and (was.st_uid, was.st_gid)) or None:
                 os.chown(new, *owner)
             _put_in_place(new, database)
-        with self._store():
+        with self._book():
             pass  # in a folder that is root's this leaves the files beside it that the service can't make
         document = {"file": str(file.absolute()), "credentials": count, "schema": version}
         said = f"Restored {count} credentials from {file} (schema version {version})."
@@ -509,17 +479,17 @@ class Admin:
 
     def verify(self, wanted: argparse.Namespace) -> Answer:
         """Needs no more of taas.ini than public, port and servers, so that it runs anywhere."""
-        pin = wanted.pin or _sha256(wanted.certificate)
+        pin = wanted.pin or sha256_of(wanted.certificate)
         name, address = f"{wanted.label}.{self._settings.servers}", self._settings.public[0]
         port = self._settings.port
         try:
-            seen, answer = _meet(address, port, name)
+            seen, answer = meet(address, port, name)
             location = answer.headers.get("Location", "") if answer else ""
             if answer and location and answer.status == 503:  # this is how the service says it
                 raise Refused(f"nothing is connected under {wanted.label} just now: start its agent")
             if answer and answer.status == 307 and (q := urlsplit(location).port):  # says where the relay is
                 port = q
-                seen, _ = _meet(address, port, name)
+                seen, _ = meet(address, port, name)
         except (OSError, ValueError) as error:
             why = "nothing is connected under it" if "UNRECOGNIZED_NAME" in str(error) else error
             raise Refused(f"{name} at {names.host_port(address, port)}: {why}") from None
@@ -535,16 +505,16 @@ class Admin:
             raise Refused(f"label {reserved} is taken: {self._settings.registrar} is the registrar itself")
 
     @contextlib.contextmanager
-    def _store(self) -> Iterator[Store]:
+    def _book(self) -> Iterator[Book]:
         make_folder(self._settings.database.parent, self._owner)
-        store = Store(self._settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=self._owner)
-        with contextlib.closing(store):
-            yield store
+        book = Book(self._settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=self._owner)
+        with contextlib.closing(book):
+            yield book
 
     @staticmethod
-    def _entry(store: Store, what: str) -> Entry:
+    def _entry(book: Book, what: str) -> Entry:
         """The credential with that ID, or the only one of that label."""
-        found = store.find(what)
+        found = book.find(what)
         for entry in found:
             if entry.credential.id == what:
                 return entry
@@ -556,23 +526,23 @@ class Admin:
         raise Refused(f"there is no ID and no label {what}: see {called('admin')} list")
 
     @staticmethod
-    def _document(store: Store, entry: Entry, uri: str = "") -> dict[str, Any]:
+    def _document(book: Book, entry: Entry, uri: str = "") -> dict[str, Any]:
         """ENTRY for --json; its secret only where the URI is given too."""
         c = entry.credential
-        ports = {label: store.label_port(label)[0] for label in entry.labels}
+        ports = {label: book.label_port(label)[0] for label in entry.labels}
         document: dict[str, Any] = {
             "id": c.id,
             "labels": list(entry.labels),
             "ports": {label: port for label, port in ports.items() if port},  # the fixed ones
-            "hosts": {label: list(store.hosts(label)) for label in entry.labels if store.hosts(label)},
-            "modes": {label: store.mode(label) for label in entry.labels},
+            "hosts": {label: list(book.hosts(label)) for label in entry.labels if book.hosts(label)},
+            "modes": {label: book.mode(label) for label in entry.labels},
             "digits": c.digits,
             "period": c.period,
             "algorithm": c.algorithm,
             "enabled": c.enabled,
             "created": _moment(entry.created),
         }
-        if clock := store.clock(c.id):
+        if clock := book.clock(c.id):
             ahead, seen = clock
             document["clock"] = {"ahead_seconds": ahead, "seen": _moment(seen)}
         return document | {"secret": c.secret, "uri": uri} if uri else document
@@ -607,7 +577,7 @@ class Admin:
     def _certificate(self) -> str:
         path = self._settings.certificate
         try:
-            pem = _PEM.search(path.read_text(encoding="utf-8", errors="replace"))
+            pem = PEM.search(path.read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
             remedy = f"run {called('make-cert')}, or put yours there"
             raise Refused(f"certificate {path} is missing: {remedy}") from None
@@ -657,274 +627,6 @@ class Admin:
         }
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in params.items())
         return f"exports.params = {{\n{lines}\n}}\n"
-
-
-OK, FIX, UNKNOWN = "ok", "FIX", "--"
-Finding = tuple[str, str]  # one of these, and what there is or what to do
-SPARE_DAYS = 14
-SPARE_BYTES = 64 << 20
-PATIENCE_SECONDS = 5.0
-PIPE_PAGES = 16384  # Linux's default of fs.pipe-user-pages-soft: 64 MiB
-SAMPLE = 20  # ports that are looked at for a free one, at three places of the range
-LOCAL = " (asked from here, which tries no firewall in front of this machine: ask from elsewhere too)"
-
-
-class Doctor:
-    """Looks at one thing after the other, and changes none.  taas.ini is good, or we would not be here."""
-
-    def __init__(self, settings: config.Config, owner: Owner | None) -> None:
-        self._settings = settings
-        self._owner = owner
-        self._star = f"*.{settings.servers}"
-        self._stranger = f"{secrets.token_hex(8)}.{settings.servers}"  # of the labels that it stands for
-
-    def findings(self) -> Iterator[tuple[str, str, str]]:
-        yield "configuration", OK, str(self._settings.path)
-        looks = (self._certificate, self._dns, self._clock, self._address, self._port, self._ports)
-        for look in (*looks, self._descriptors, self._database, self._disk, self._kernel):
-            subject = look.__name__[1:]
-            try:
-                for verdict, words in look():
-                    yield subject, verdict, words.replace(self._stranger, self._star)
-            except (OSError, sqlite3.Error, config.ConfigError, Refused) as error:
-                yield subject, FIX, " ".join(str(error).split())
-
-    def _certificate(self) -> Iterator[Finding]:
-        try:
-            from taaslib import startup
-        except ModuleNotFoundError:
-            raise Refused(NO_PYOTP) from None
-        s = self._settings
-        for host, context in startup.tls_contexts(
-            s
-        ).items():  # they belong to their keys, and `user` reads both
-            file = s.tls[host][0] if host else s.certificate
-            shown = [host] if host else [s.registrar, self._stranger] + [s.servers] * (s.location == "domain")
-            try:
-                (facts, *_) = [_facts(context, file, name) for name in shown]
-            except ssl.SSLCertVerificationError as error:
-                yield FIX, f"{file}: {error.verify_message}: make or order another one"
-                continue
-            days = int((ssl.cert_time_to_seconds(str(facts["notAfter"])) - time.time()) // 86400)
-            good = days >= SPARE_DAYS
-            more = "" if good else ": renew it"
-            yield OK if good else FIX, f"{file} for {', '.join(shown)}, {days} more days{more}"
-
-    def _dns(self) -> Iterator[Finding]:
-        public = self._settings.public
-        for name in (self._settings.registrar, self._stranger):
-            found: set[str] = set()
-            with contextlib.suppress(OSError):
-                infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-                found = {names.plain_address(str(info[4][0])) for info in infos}
-            if wrong := ", ".join(sorted(found - set(public))):
-                yield FIX, f"{name} leads to {wrong}, as seen from here: make it {', '.join(public)} alone"
-            elif missing := [f"{name}. IN {_kind(a)} {a}" for a in public if a not in found]:
-                yield FIX, f"create {', '.join(missing)}"
-            else:
-                yield OK, f"{name} leads to {', '.join(public)}"
-
-    def _clock(self) -> Iterator[Finding]:
-        off = []
-        with contextlib.suppress(sqlite3.Error), self._reading() as db:  # a broken one is another line's
-            off = [ahead for (ahead,) in db.execute("SELECT ahead FROM clocks")]
-        said = ""
-        if shutil.which("timedatectl"):  # it asks the kernel, whoever keeps its time
-            command = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
-            said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        if len(off) > 1 and (min(off) > 0 or max(off) < 0):
-            least = min(off, key=abs)
-            yield (
-                FIX,
-                f"{len(off)} devices, all whose codes fail, are {least:+d} s off or more: ours is wrong",
-            )
-        elif said == "no":
-            yield FIX, "not synchronised: timedatectl set-ntp true, or install chrony"
-        elif said == "yes":
-            yield OK, "synchronised by NTP"
-        else:
-            yield UNKNOWN, "who keeps it can't be known here: compare `date -u` with a clock that you trust"
-
-    def _address(self) -> Iterator[Finding]:
-        for address in self._settings.address:
-            if not _is_here(address):
-                yield FIX, f"{address} is not this machine's: leave `address` out; clients are told `public`"
-        for public in self._settings.public:
-            if not self._listening(public):
-                yield FIX, f"nothing listens for {public}: `address` needs one of its kind"
-            elif _is_here(public):
-                yield OK, f"{public} is this machine's own"
-            else:
-                yield UNKNOWN, f"{public} is elsewhere: whoever has it must send all ports on to here (NAT)"
-
-    def _listening(self, public: str) -> str | None:
-        return next((a for a in self._settings.address if _kind(a) == _kind(public)), None)
-
-    def _port(self) -> Iterator[Finding]:
-        s = self._settings
-        own = _sha256(s.certificate)
-        for public in s.public:
-            at = names.host_port(public, s.port)
-            try:
-                seen, _ = _meet(public, s.port, s.registrar)
-            except OSError as error:
-                refused = isinstance(error, ConnectionRefusedError)
-                why = "refuses: start the service" if refused else f"{error}: open it in the firewall"
-                yield FIX if _is_here(public) else UNKNOWN, f"{at} {why}"  # not every NAT leads back to here
-            else:
-                other = "another certificate: another program has it, or the service did not follow"
-                yield (
-                    (OK, f"{at} shows our certificate{LOCAL}")
-                    if seen == own
-                    else (FIX, f"{at} shows {other}")
-                )
-
-    def _ports(self) -> Iterator[Finding]:
-        """Listens at free ports as the service would, and comes to them by the public address."""
-        ports = [port for ports in self._settings.ports for port in ports]
-        places = sorted({0, len(ports) // 2, max(0, len(ports) - SAMPLE)})
-        for public in self._settings.public:
-            results: dict[bool, list[str]] = {True: [], False: []}
-            for place in places:
-                for port in ports[place : place + SAMPLE]:
-                    if listener := _listener(self._listening(public) or public, port):
-                        with listener:
-                            results[_reaches(public, port)].append(str(port))
-                        break
-            if bad := ", ".join(results[False]):
-                verdict = FIX if _is_here(public) else UNKNOWN  # not every NAT leads back to where one is
-                yield verdict, f"{public} can't be reached at {bad}: open all of `ports` in the firewall"
-            elif good := ", ".join(results[True]):
-                yield OK, f"{public} can be reached at {good}{LOCAL}"
-            else:
-                yield UNKNOWN, f"{public}: none was free to be tried"
-
-    def _descriptors(self) -> Iterator[Finding]:
-        limits = self._settings.limits
-        need = 2 * limits.visits + limits.responders + limits.exchanges
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if resource else need
-        if 0 <= hard < need:
-            yield (
-                FIX,
-                f"{hard} are fewer than the {need} that [limits] allow: raise ulimit -Hn, or lower `visits`",
-            )
-        else:
-            yield OK, f"{need} are allowed (here; under systemd the unit's LimitNOFILE counts)"
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        uri = uri_of(self._settings.database, "?mode=ro")
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-            yield db
-
-    def _database(self) -> Iterator[Finding]:
-        file, user = self._settings.database, self._settings.user
-        if not file.exists():
-            yield FIX, f"there is no {file}: {called('admin')} add LABEL makes it"
-            return
-        with self._reading() as db:
-            said = db.execute("PRAGMA integrity_check").fetchone()[0]
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-        if said != "ok":
-            yield FIX, f"{file} is damaged: {said}: {called('admin')} restore BACKUP"
-        elif version > len(MIGRATIONS):
-            yield FIX, f"{file} has schema version {version}, we know {len(MIGRATIONS)}: use a newer TAAS"
-        elif self._owner and file.stat().st_uid != self._owner[0]:
-            yield FIX, f"{file} is not {user}'s: chown {user} {file}*"
-        elif file.stat().st_mode & 0o077:
-            yield FIX, f"{file} holds secrets, and others may read it: chmod 600 {file}"
-        else:
-            yield OK, f"{file} is sound"
-
-    def _disk(self) -> Iterator[Finding]:
-        for folder in sorted({f.parent for f in (self._settings.database, self._settings.log.file) if f}):
-            free = shutil.disk_usage(folder).free
-            good = free >= SPARE_BYTES
-            yield OK if good else FIX, f"{folder} has {free >> 20} MiB left" + ("" if good else ": make room")
-
-    def _kernel(self) -> Iterator[Finding]:
-        splices = can_splice and self._settings.pump != "ring"
-        pages = sum(_numbers("fs/pipe-user-pages-soft"))  # 0: as many as one likes
-        if splices and 0 < pages < PIPE_PAGES:
-            yield FIX, f"few pipes: sysctl fs.pipe-user-pages-soft={PIPE_PAGES}"
-        else:
-            yield (
-                OK,
-                "splices octets" if splices else "has no splice for us: octets are copied through memory",
-            )
-        first, last = _numbers("net/ipv4/ip_local_port_range")[:2] or (0, -1)
-        own = set(range(first, last + 1)) - set(_numbers("net/ipv4/ip_local_reserved_ports"))
-        if any(not own.isdisjoint(ports) for ports in self._settings.ports):
-            remedy = "choose others, or set net.ipv4.ip_local_reserved_ports"
-            yield FIX, f"takes ports from {first}-{last} for itself, which overlaps with `ports`: {remedy}"
-
-
-def _numbers(name: str) -> list[int]:
-    """What /proc/sys/NAME says, with all that a range like 1-3 stands for; nothing where it is not there."""
-    text = ""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/sys", name).read_text()
-    pairs = [word.partition("-") for word in text.replace(",", " ").split()]
-    return [number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)]
-
-
-def _sha256(file: Path) -> str:
-    """Of the first certificate in FILE."""
-    if not (pem := _PEM.search(file.read_text(encoding="utf-8", errors="replace"))):
-        raise Refused(f"{file} holds no PEM certificate")
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[0])).hexdigest()
-
-
-def _facts(server: ssl.SSLContext, file: Path, name: str) -> dict[str, Any]:
-    """What a client reads in the certificate in FILE that asks for NAME, and trusts whoever signed it."""
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(file)
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = (client.wrap_bio(down, up, server_hostname=name), server.wrap_bio(up, down, server_side=True))
-    for end in ends * 3:
-        with contextlib.suppress(ssl.SSLWantReadError):
-            end.do_handshake()
-    return ends[0].getpeercert() or {}
-
-
-def _meet(address: str, port: int, name: str) -> tuple[str, http.client.HTTPResponse | None]:
-    """The SHA-256 of the certificate that NAME has there, and what GET / is answered, if that is HTTP."""
-    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE  # the caller looks at it
-    with (
-        socket.create_connection((address, port), PATIENCE_SECONDS) as sock,
-        anybody.wrap_socket(sock, server_hostname=name) as tls,
-    ):
-        seen = hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
-        web = http.client.HTTPConnection(name, port)
-        web.sock = tls
-        try:
-            web.request("GET", "/")
-            return seen, web.getresponse()
-        except (OSError, http.client.HTTPException):
-            return seen, None
-
-
-def _listener(address: str, port: int) -> socket.socket | None:
-    """A socket that listens there as the service's would, if that is this machine's, free and allowed."""
-    with contextlib.suppress(OSError):
-        return open_port(address, port, Limits())
-    return None
-
-
-def _is_here(address: str) -> bool:
-    listener = _listener(address, 0)
-    if listener:
-        listener.close()
-    return listener is not None
-
-
-def _reaches(address: str, port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection((address, port), PATIENCE_SECONDS).close()
-        return True
-    return False
 
 
 def _secret(algorithm: str) -> str:

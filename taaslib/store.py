@@ -1,6 +1,7 @@
-"""Credentials, labels, grants, spent TOTP steps and sticky ports in one sqlite3 file.
+"""Credentials, labels, grants, spent TOTP steps and sticky ports in one sqlite3 file, as the service uses it.
 
-Knows neither HTTP nor what a code is: it keeps facts and answers at once, or raises StoreError.
+Knows neither HTTP nor what a code is: it keeps facts and answers at once, or raises StoreError.  What the
+operator changes is taasadmin/book.py's.
 
 The file is in WAL mode, so that the service reads while taas_admin.py writes; the `-wal` and `-shm` files
 beside it belong to it.  A commit of another process shows in PRAGMA data_version, a file put in the place
@@ -13,7 +14,7 @@ import enum
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 class StoreError(Exception):
     """The database is busy, broken or missing; the message says which."""
 
-class Refused(Exception):
-    """The operator asked for something that can't be; the message says why.  Nothing was changed."""
-
 @dataclass(frozen=True, slots=True)
 class Credential:
     """What a hidden server's code is checked with.
@@ -90,14 +88,6 @@ class Credential:
     algorithm: str = "SHA1"
     enabled: bool = True
     generation: int = 0
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A credential as the operator sees it: with its labels and when it was made (seconds since 1970)."""
-
-    credential: Credential
-    labels: tuple[str, ...]
-    created: int
 
 class Spent(enum.Enum):
     """What became of an attempt to spend a step."""
@@ -139,8 +129,8 @@ class Store:
     # The service's questions.
 
     def credential(self, id: str) -> Credential | None:
-        rows = self._rows(f"SELECT {_CREDENTIAL} FROM credentials WHERE id = ?", id)
-        return _credential(rows[0]) if rows else None
+        rows = self._rows(f"SELECT {CREDENTIAL} FROM credentials WHERE id = ?", id)
+        return credential_of(rows[0]) if rows else None
 
     def rights(self, id: str, label: str) -> int | None:
         """The generation of the credential, while it is enabled and LABEL granted to it."""
@@ -248,107 +238,6 @@ class Store:
             self._known.clear()
         return version != self._version
 
-    # The operator's changes: each is one transaction.
-
-    def add(
-        self, credential: Credential, labels: Sequence[str], port: int | None, created: int,
-        mode: str | None = None,
-    ) -> None:  # fmt: skip
-        """Keep a new credential with its LABELS; PORT, if any, becomes their fixed port (so: one label).
-
-        MODE, if any, becomes the mode of all.
-        """
-        c = credential
-        with self._writing() as db:
-            if _exists(db, c.id):
-                raise Refused(f"ID {c.id} exists already")
-            values = (c.id, c.secret, c.digits, c.period, c.algorithm, c.enabled, c.generation, created)
-            marks = ", ".join("?" * len(values))
-            db.execute(f"INSERT INTO credentials ({_CREDENTIAL}, created) VALUES ({marks})", values)
-            _grant(db, c.id, labels)
-            if port is not None:
-                for label in labels:
-                    _fix_port(db, label, port)
-            for label in labels if mode else ():
-                _set_mode(db, label, str(mode))
-
-    def grant(self, id: str, labels: Sequence[str]) -> None:
-        """Let ID use LABELS as well; those that it has already stay."""
-        with self._writing() as db:
-            _require(db, id)
-            _grant(db, id, labels)
-
-    def revoke(self, id: str, labels: Sequence[str], keep_live: bool = False) -> None:
-        with self._writing() as db:
-            _require(db, id)
-            _spare(db, id, keep_live, labels)
-            for label in labels:
-                if not db.execute("DELETE FROM grants WHERE id = ? AND label = ?", (id, label)).rowcount:
-                    raise Refused(f"label {label} is not granted to ID {id}")
-            _forget_ungranted(db)
-
-    def remove(self, id: str, keep_live: bool = False) -> None:
-        with self._writing() as db:
-            _require(db, id)
-            _spare(db, id, keep_live)
-            db.execute("DELETE FROM credentials WHERE id = ?", (id,))
-            _forget_ungranted(db)
-
-    def set_mode(self, label: str, mode: str) -> None:
-        """Let visitors come to LABEL another way; one that is only passed through has no fixed port."""
-        with self._writing() as db:
-            _set_mode(db, label, mode)
-
-    def grant_host(self, label: str, host: str) -> None:
-        """Give LABEL the own domain HOST, unless another label has it."""
-        with self._writing() as db:
-            if not db.execute("SELECT 1 FROM labels WHERE label = ?", (label,)).fetchone():
-                raise Refused(f"there is no label {label}")
-            db.execute("INSERT INTO hosts VALUES (?, ?) ON CONFLICT DO NOTHING", (host, label))
-            holder = db.execute("SELECT label FROM hosts WHERE host = ?", (host,)).fetchone()[0]
-            if holder != label:
-                raise Refused(f"host {host} belongs to label {holder}: revoke it there first")
-
-    def revoke_host(self, label: str, host: str) -> None:
-        with self._writing() as db:
-            if not db.execute("DELETE FROM hosts WHERE host = ? AND label = ?", (host, label)).rowcount:
-                raise Refused(f"label {label} has no host {host}")
-
-    def rotate(self, id: str, secret: str, keep_live: bool = True) -> None:
-        """Give ID another secret.  The steps that were spent with the old one are free again."""
-        with self._writing() as db:
-            _require(db, id)
-            _spare(db, id, keep_live)
-            change = "UPDATE credentials SET secret = ?, generation = generation + 1 WHERE id = ?"
-            db.execute(change, (secret, id))
-            db.execute("DELETE FROM spent_steps WHERE id = ?", (id,))
-
-    def set_enabled(self, id: str, enabled: bool, keep_live: bool = False) -> None:
-        with self._writing() as db:
-            _require(db, id)
-            if not enabled:
-                _spare(db, id, keep_live)
-            db.execute("UPDATE credentials SET enabled = ? WHERE id = ?", (enabled, id))
-
-    def entries(self) -> list[Entry]:
-        """All credentials, oldest first."""
-        with self._reading() as db:
-            db.execute("BEGIN")  # both SELECTs see the same moment
-            query = f"SELECT {_CREDENTIAL}, created FROM credentials ORDER BY created, rowid"
-            rows = db.execute(query).fetchall()
-            grants = db.execute("SELECT id, label FROM grants ORDER BY rowid").fetchall()
-            db.execute("COMMIT")
-        labels: dict[str, list[str]] = {}
-        for id, label in grants:
-            labels.setdefault(id, []).append(label)
-        return [Entry(_credential(row[:-1]), tuple(labels.get(row[0], ())), row[-1]) for row in rows]
-
-    def find(self, id_or_label: str) -> list[Entry]:
-        """The credential with this ID, or else those that hold this label."""
-        entries = self.entries()
-        by_id = [entry for entry in entries if entry.credential.id == id_or_label]
-        return by_id or [entry for entry in entries if id_or_label in entry.labels]
-
     # The connection.
 
     def _rows(self, query: str, *values: object) -> list[Any]:
@@ -435,55 +324,15 @@ class Store:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._drop()
 
-_CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
+CREDENTIAL = "id, secret, digits, period, algorithm, enabled, generation"
 
-def _credential(row: tuple[Any, ...]) -> Credential:
+def credential_of(row: tuple[Any, ...]) -> Credential:
     id, secret, digits, period, algorithm, enabled, generation = row
     return Credential(id, secret, digits, period, algorithm, bool(enabled), generation)
 
 def _spender(db: sqlite3.Connection, id: str, step: int) -> str | None:
     row = db.execute("SELECT address FROM spent_steps WHERE id = ? AND step = ?", (id, step)).fetchone()
     return str(row[0]) if row else None
-
-def _exists(db: sqlite3.Connection, id: str) -> bool:
-    return db.execute("SELECT 1 FROM credentials WHERE id = ?", (id,)).fetchone() is not None
-
-def _require(db: sqlite3.Connection, id: str) -> None:
-    if not _exists(db, id):
-        raise Refused(f"there is no ID {id}")
-
-def _grant(db: sqlite3.Connection, id: str, labels: Sequence[str]) -> None:
-    for label in labels:
-        db.execute("INSERT INTO labels (label) VALUES (?) ON CONFLICT DO NOTHING", (label,))
-        db.execute("INSERT INTO grants VALUES (?, ?) ON CONFLICT DO NOTHING", (id, label))
-
-def _spare(db: sqlite3.Connection, id: str, keep_live: bool, labels: Sequence[str] = ()) -> None:
-    """ID loses its rights under LABELS, or all: let its live pairs go on, or end them, older ones too."""
-    marks = ", ".join("?" * len(labels))
-    which = f"id = ? AND label IN ({marks})" if labels else "id = ?"
-    if keep_live:
-        rights = f"SELECT id, label, generation FROM credentials JOIN grants USING (id) WHERE {which}"
-        db.execute(f"INSERT INTO spared {rights} ON CONFLICT DO NOTHING", (id, *labels))
-    else:
-        db.execute(f"DELETE FROM spared WHERE {which}", (id, *labels))
-
-def _fix_port(db: sqlite3.Connection, label: str, port: int) -> None:
-    owner = db.execute("SELECT label FROM labels WHERE fixed_port = ?", (port,)).fetchone()
-    if owner and owner[0] != label:
-        raise Refused(f"port {port} is the fixed port of label {owner[0]}")
-    db.execute("UPDATE labels SET fixed_port = ? WHERE label = ?", (port, label))
-    db.execute("DELETE FROM sticky_ports WHERE port = ? AND label <> ?", (port, label))
-
-def _set_mode(db: sqlite3.Connection, label: str, mode: str) -> None:
-    row = db.execute("SELECT fixed_port FROM labels WHERE label = ?", (label,)).fetchone()
-    if row is None:
-        raise Refused(f"there is no label {label}")
-    if row[0] and mode == "passthrough":
-        raise Refused(f"label {label} has the fixed port {row[0]}, which passthrough would never open")
-    db.execute("UPDATE labels SET mode = ? WHERE label = ?", (mode, label))
-
-def _forget_ungranted(db: sqlite3.Connection) -> None:
-    db.execute("DELETE FROM labels WHERE label NOT IN (SELECT label FROM grants)")
 
 def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:

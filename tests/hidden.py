@@ -77,9 +77,7 @@ def in_background(server: socketserver.BaseServer) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def hidden_server(
-    folder: Path, handler: Callable[..., BaseHTTPRequestHandler] = Hidden
-) -> Iterator[int]:
+def hidden_server(folder: Path, handler: Callable[..., BaseHTTPRequestHandler] = Hidden) -> Iterator[int]:
     """A TLS web server of home.SERVERS with a certificate of its own; gives its port."""
     context = certify(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -19,10 +19,11 @@ from typing import Any
 
 import pyotp
 
+from taasadmin.book import Book
 from taaslib.config import Config, Log
 from taaslib.limits import Limits
 from taaslib.service import Service
-from taaslib.store import Credential, Store
+from taaslib.store import Credential
 
 REGISTRAR = "registrar.taas.localhost"
 SERVERS = "taas.localhost"
@@ -227,7 +228,7 @@ class House:
     @contextlib.contextmanager
     def admin(self) -> Any:
         """The store as taas_admin.py opens it."""
-        with contextlib.closing(Store(self.config.database, busy_ms=5000, synchronous="FULL")) as store:
+        with contextlib.closing(Book(self.config.database, busy_ms=5000, synchronous="FULL")) as store:
             yield store
 
     def add(self, label: str, id: str = LAB_ID, port: int | None = None) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pyotp
 from house import ID, REGISTRAR, SECRETS, SERVERS
 
-from taaslib.store import Credential, Store
+from taasadmin.book import Book
+from taaslib.store import Credential
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,7 +85,7 @@ class Process:
 
     def add_credential(self) -> None:
         """ID may serve `home`."""
-        with contextlib.closing(Store(self.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+        with contextlib.closing(Book(self.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
             store.add(Credential(ID, SECRETS[ID]), ["home"], None, 0)
 
     def register(self) -> str:

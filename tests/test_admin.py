@@ -25,8 +25,8 @@ import pytest
 
 import make_cert
 import taas_admin
+from taasadmin.book import Book
 from taaslib import config
-from taaslib.store import Store
 
 TOP = Path(__file__).parent.parent
 INI = """\
@@ -105,7 +105,7 @@ def test_add_makes_a_credential_a_grant_and_a_file(folder: Path) -> None:
     assert added["file"] == str(folder / "home.agent.ini")
     assert str(uuid.UUID(added["id"])) == added["id"]
     assert len(base64.b32decode(added["secret"])) == 20
-    store = Store(folder / "taas.db", busy_ms=5000, synchronous="FULL")
+    store = Book(folder / "taas.db", busy_ms=5000, synchronous="FULL")
     try:
         credential = store.credential(added["id"])
         assert credential is not None
@@ -381,7 +381,7 @@ def test_an_id_that_is_removed_and_added_again_is_another_credential(folder: Pat
     generations = set()
     for _ in range(2):
         id = answer(folder, "add", "home", "--force", "--id", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11")["id"]
-        store = Store(folder / "taas.db", busy_ms=5000, synchronous="FULL")
+        store = Book(folder / "taas.db", busy_ms=5000, synchronous="FULL")
         generations.add(store.rights(id, "home"))
         store.close()
         answer(folder, "remove", id)
@@ -566,7 +566,7 @@ def test_hints_name_the_command_as_it_was_called(folder: Path) -> None:
     archive = folder / "my-taas.pyz"
     with zipfile.ZipFile(archive, "w") as pyz:
         pyz.write(TOP / "tools" / "dist_main.py", "__main__.py")
-        for file in [*TOP.glob("*.py"), *(TOP / "taaslib").glob("*.py")]:
+        for file in [*TOP.glob("*.py"), *TOP.glob("taas*/*.py")]:
             pyz.write(file, file.relative_to(TOP))
     installed = folder / "taas-admin"  # what pip makes of [project.scripts]
     path = f"import sys\nsys.path.insert(0, {str(TOP)!r})\n"

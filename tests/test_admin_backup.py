@@ -18,7 +18,8 @@ from hidden import admin
 from house import ID, OTHER_ID, SECRETS
 from process import ROOT, Process
 
-from taaslib.store import MIGRATIONS, Credential, Store
+from taasadmin.book import Book
+from taaslib.store import MIGRATIONS, Credential
 
 INI = "[taas]\npublic = 203.0.113.7\nregistrar = registrar.taas.example.com\nservers = taas.example.com\n"
 
@@ -32,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+def opened(folder: Path) -> Iterator[Book]:
+    with contextlib.closing(Book(folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
         yield store
 
 

@@ -14,10 +14,10 @@ import pytest
 from house import ID, OTHER_ID, REGISTRAR, House, Wire
 from process import Process
 
+from taasadmin.book import Book
 from taaslib.journal import Journal
 from taaslib.limits import Limits, Tally
 from taaslib.outcomes import Outcome
-from taaslib.store import Store
 
 
 def full(house: House, cause: str) -> bool:
@@ -258,7 +258,7 @@ def test_new_ones_are_refused_before_the_last_descriptors_and_live_pairs_go_on(
         assert used <= 150 - 64 + 1
         visitor.sendall(b"still here")
         assert responder.recv(10) == b"still here"
-        with contextlib.closing(Store(running.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+        with contextlib.closing(Book(running.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
             store.grant(ID, ["more"])  # the reserve is there for the database
         running.until(lambda: "what=database" in running.log)
         for sock in crowd:

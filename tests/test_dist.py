@@ -17,8 +17,8 @@ import pyotp
 import pytest
 
 TOP = Path(__file__).resolve().parent.parent
-SOURCES = ("taas.py", "taas_admin.py", "taas_agent.py", "make_cert.py", "taaslib", "contrib", "docs", "tools",
-           "taas.ini.example", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE",
+SOURCES = ("taas.py", "taas_admin.py", "taas_agent.py", "make_cert.py", "taaslib", "taasadmin", "contrib",
+           "docs", "tools", "taas.ini.example", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE",
            "pyproject.toml")  # fmt: skip
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 COMMANDS = ("taas", "taas-admin", "taas-agent", "taas-make-cert")

@@ -17,7 +17,8 @@ from house import ID, OTHER_ID, REGISTRAR, SECRETS, SERVERS
 from process import ROOT, Process
 
 import make_cert
-from taaslib.store import MIGRATIONS, Credential, Store
+from taasadmin.book import Book
+from taaslib.store import MIGRATIONS, Credential
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl(1) is not installed")
 FEW = "[limits]\nvisits = 100\nresponders = 100\n"
@@ -154,7 +155,7 @@ def test_without_pyotp_it_says_so_and_goes_on(still: Process) -> None:
 
 
 def test_devices_that_are_all_off_mean_our_clock(still: Process) -> None:
-    with contextlib.closing(Store(still.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+    with contextlib.closing(Book(still.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
         store.add(Credential(OTHER_ID, SECRETS[OTHER_ID]), ["cam"], None, 0)
         store.note_clock(ID, 300, 0)
         assert not any(
@@ -169,7 +170,7 @@ def test_the_database_is_looked_at(still: Process) -> None:
     file.chmod(0o644)
     assert f"chmod 600 {file}" in words(still, "database")
     file.chmod(0o600)
-    with contextlib.closing(Store(file, busy_ms=5000, synchronous="FULL")) as store, store._writing() as db:
+    with contextlib.closing(Book(file, busy_ms=5000, synchronous="FULL")) as store, store._writing() as db:
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     assert "use a newer TAAS" in words(still, "database")
     octets = file.read_bytes()
@@ -290,7 +291,7 @@ def test_the_certificate_that_comes_through_the_relay_is_the_hidden_server_s(
 
 @pytest.mark.parametrize("mode", ["redirect", "passthrough"])
 def test_a_label_that_is_offline_can_not_be_verified(still: Process, mode: str) -> None:
-    with contextlib.closing(Store(still.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
+    with contextlib.closing(Book(still.folder / "taas.db", busy_ms=5000, synchronous="FULL")) as store:
         store.set_mode("home", mode)
     certify(still.folder)
     assert "Connection refused" in verify(still, "--certificate", "hidden.crt").stderr

@@ -20,7 +20,7 @@ import pytest
 from house import REGISTRAR, SERVERS
 
 import taas_admin
-from taaslib.store import Store
+from taasadmin.book import Book
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_command_that_is_killed_loses_nothing_that_it_said(
         usual.append(time.perf_counter() - began)
         model.known[label] = facts(json.loads(said)) or {}
     most = statistics.median(usual) * 1.5
-    with contextlib.closing(Store(tmp_path / "taas.db", busy_ms=5000, synchronous="NORMAL")) as service:
+    with contextlib.closing(Book(tmp_path / "taas.db", busy_ms=5000, synchronous="NORMAL")) as service:
         for attempt in range(ATTEMPTS):
             arguments, label, change = model.next()
             before: Facts = model.known.get(label)

@@ -11,7 +11,7 @@ import pytest
 from house import SERVERS, House
 from test_passthrough import ALERT, hello, set_mode
 
-from taaslib.store import Refused
+from taasadmin.book import Refused
 
 OWN = "home.example.org"
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from house import ID, OTHER_ID, SECRETS, House, Wire
 
-from taaslib.store import Credential, Store
+from taasadmin.book import Book
+from taaslib.store import Credential
 
 NEW_SECRET = "MFRGGZDFMZTWQ2LKMFRGGZDFMZTWQ2LK"
 Change = Callable[..., None]
@@ -152,7 +153,7 @@ def test_the_command_says_what_becomes_of_live_pairs(house: House) -> None:
 
 
 def test_what_is_spared_is_a_right_and_not_an_id(house: House) -> None:
-    store: Store
+    store: Book
     with house.admin() as store:
         store.revoke(OTHER_ID, ["cam"], keep_live=True)
         assert store.spared(OTHER_ID, "cam", 0) and not store.spared(OTHER_ID, "home", 0)

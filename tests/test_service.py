@@ -17,7 +17,8 @@ import pytest
 from house import ID, SECRETS, House
 from process import ROOT, Process
 
-from taaslib.store import Credential, Store
+from taasadmin.book import Book
+from taaslib.store import Credential
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -208,7 +209,7 @@ def test_the_user_writes_a_database_in_a_folder_that_is_root_s(process: Callable
     reachable(running.folder)
     for _ in range(2):
         running.start()
-        with contextlib.closing(Store(running.folder / "taas.db", busy_ms=50, synchronous="FULL")) as store:
+        with contextlib.closing(Book(running.folder / "taas.db", busy_ms=50, synchronous="FULL")) as store:
             assert store.count() == 0
         assert running.stop()[0] == 0
         assert (running.folder / "taas.db").owner() == "nobody"
@@ -256,7 +257,7 @@ def test_a_new_credential_works_at_once(house: House) -> None:
 
 def test_a_database_that_was_replaced_is_noticed(house: House) -> None:
     copy = house.config.database.with_name("other.db")
-    with contextlib.closing(Store(copy, busy_ms=50, synchronous="FULL")) as store:
+    with contextlib.closing(Book(copy, busy_ms=50, synchronous="FULL")) as store:
         store.add(Credential(ID, SECRETS[ID]), ["moved"], None, 0)
     copy.replace(house.config.database)
     house.pass_time(2)

@@ -21,7 +21,8 @@ import pytest
 from house import ID, REGISTRAR, SECRETS, SERVERS
 from process import Process
 
-from taaslib.store import Credential, Store
+from taasadmin.book import Book
+from taaslib.store import Credential
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +101,7 @@ class Vps:
     def __init__(self, process: Process, net: Net) -> None:
         self.process, self.net = process, net
         process.ini.write_text(process.ini.read_text().replace("127.0.0.1", VPS) + QUICK)
-        store = Store(process.folder / "taas.db", busy_ms=5000, synchronous="FULL")
+        store = Book(process.folder / "taas.db", busy_ms=5000, synchronous="FULL")
         store.add(Credential(ID, SECRETS[ID]), ["home"], None, 0)
         store.close()
         process.prefix = ["ip", "netns", "exec", net.vps]
@@ -167,7 +168,7 @@ def test_a_reader_who_pauses_longer_than_every_timeout_still_gets_everything(
     """Both while the sender goes on and after it has said all and gone: 40 s against limits of 10 s."""
     running = process(f"pump = {pump}")
     running.ini.write_text(running.ini.read_text() + QUICK)
-    with_store = Store(running.folder / "taas.db", busy_ms=5000, synchronous="FULL")
+    with_store = Book(running.folder / "taas.db", busy_ms=5000, synchronous="FULL")
     with_store.add(Credential(ID, SECRETS[ID]), ["home"], None, 0)
     with_store.close()
     running.start()

@@ -16,21 +16,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taasadmin.book import Book, Refused
 from taaslib import store as module
-from taaslib.store import KEPT_STEPS, Credential, Refused, Spent, Store, StoreError
+from taaslib.store import KEPT_STEPS, Credential, Spent, StoreError
 
 TOP = Path(__file__).parent.parent
 HOME = Credential("11111111-1111-4111-8111-111111111111", "GEZDGNBVGY3TQOJQ", generation=7)
-Opener = Callable[..., Store]
+Opener = Callable[..., Book]
 
 
 @pytest.fixture
 def opened() -> Iterator[Opener]:
     """Opens stores and closes them when the test ends."""
-    stores: list[Store] = []
+    stores: list[Book] = []
 
-    def open_store(path: Path, busy_ms: int = 50, synchronous: str = "NORMAL") -> Store:
-        stores.append(Store(path, busy_ms=busy_ms, synchronous=synchronous))
+    def open_store(path: Path, busy_ms: int = 50, synchronous: str = "NORMAL") -> Book:
+        stores.append(Book(path, busy_ms=busy_ms, synchronous=synchronous))
         return stores[-1]
 
     yield open_store
@@ -44,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(opened: Opener, path: Path) -> Store:
+def store(opened: Opener, path: Path) -> Book:
     """The service's connection, with HOME granted `home`."""
     store = opened(path)
     store.add(HOME, ["home"], None, 1000)
@@ -74,11 +75,11 @@ def test_b8_the_files_are_for_our_eyes_alone(opened: Opener, path: Path) -> None
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
-def test_a_new_file_is_in_wal_mode_and_knows_its_version(store: Store, path: Path) -> None:
+def test_a_new_file_is_in_wal_mode_and_knows_its_version(store: Book, path: Path) -> None:
     assert sql(path, "PRAGMA journal_mode", "PRAGMA user_version") == [("wal",), (len(module.MIGRATIONS),)]
 
 
-def test_the_file_keeps_everything(store: Store, opened: Opener, path: Path) -> None:
+def test_the_file_keeps_everything(store: Book, opened: Opener, path: Path) -> None:
     store.keep_port("home", 61007, 5)
     store.spend_step(HOME.id, 100, "192.0.2.1", 101)
     store.close()
@@ -96,7 +97,7 @@ def test_a_path_with_odd_characters_is_a_path(opened: Opener, tmp_path: Path) ->
     assert opened(path).count() == 1
 
 
-def test_a_newer_schema_is_refused_by_name(store: Store, opened: Opener, path: Path) -> None:
+def test_a_newer_schema_is_refused_by_name(store: Book, opened: Opener, path: Path) -> None:
     store.close()
     sql(path, "PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="schema version 99, newer than"):
@@ -106,7 +107,7 @@ def test_a_newer_schema_is_refused_by_name(store: Store, opened: Opener, path: P
 
 
 def test_an_older_schema_is_taken_further(
-    store: Store, opened: Opener, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Book, opened: Opener, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.close()
     more = ("ALTER TABLE credentials ADD COLUMN note TEXT", "CREATE TABLE notes (note TEXT)")
@@ -119,7 +120,7 @@ def test_an_older_schema_is_taken_further(
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(
-    store: Store, opened: Opener, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Book, opened: Opener, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.close()
     broken = ("CREATE TABLE notes (note TEXT)", "CREATE TABLE credentials (id TEXT)")
@@ -139,14 +140,14 @@ def test_a_missing_folder_is_named(opened: Opener, tmp_path: Path) -> None:
 # The service's questions
 
 
-def test_an_unknown_id_has_nothing(store: Store) -> None:
+def test_an_unknown_id_has_nothing(store: Book) -> None:
     assert store.credential("nobody") is None
     assert store.rights("nobody", "home") is None
     assert store.rights("nobody", "home") is None
 
 
 @pytest.mark.parametrize("lesson", ["b4_constructor", "b5_toString"])
-def test_b4_b5_names_of_javascript_s_own_objects_mean_nothing(store: Store, lesson: str) -> None:
+def test_b4_b5_names_of_javascript_s_own_objects_mean_nothing(store: Book, lesson: str) -> None:
     label = lesson.split("_")[1].lower()
     for name in (label, "tostring", "toString", "__proto__", "' OR 1=1 --", "home\0", "HOME", "hom_", "%"):
         assert store.rights(HOME.id, name) is None
@@ -157,12 +158,12 @@ def test_b4_b5_names_of_javascript_s_own_objects_mean_nothing(store: Store, less
     assert store.rights(HOME.id, label) == 7
 
 
-def test_a_secret_is_not_shown_by_repr(store: Store) -> None:
+def test_a_secret_is_not_shown_by_repr(store: Book) -> None:
     assert HOME.secret not in repr(store.credential(HOME.id))
     assert HOME.secret not in repr(store.entries())
 
 
-def test_rights_end_with_the_grant_and_while_disabled(store: Store) -> None:
+def test_rights_end_with_the_grant_and_while_disabled(store: Book) -> None:
     assert store.rights(HOME.id, "home") == 7
     assert store.rights(HOME.id, "blog") is None
     store.set_enabled(HOME.id, False)
@@ -173,7 +174,7 @@ def test_rights_end_with_the_grant_and_while_disabled(store: Store) -> None:
     assert store.rights(HOME.id, "home") is None
 
 
-def test_rotating_makes_another_generation_with_no_step_spent(store: Store) -> None:
+def test_rotating_makes_another_generation_with_no_step_spent(store: Book) -> None:
     store.spend_step(HOME.id, 100, "192.0.2.1", 101)
     store.rotate(HOME.id, "NEWSECRET")
     assert store.rights(HOME.id, "home") == 8
@@ -183,7 +184,7 @@ def test_rotating_makes_another_generation_with_no_step_spent(store: Store) -> N
     assert store.spend_step(HOME.id, 100, "192.0.2.2", 101) is Spent.FRESH
 
 
-def test_a_step_is_spent_once_and_for_one_address(store: Store) -> None:
+def test_a_step_is_spent_once_and_for_one_address(store: Book) -> None:
     spend = store.spend_step
     assert spend(HOME.id, 100, "a", 101) is Spent.FRESH
     assert spend(HOME.id, 100, "a", 101) is Spent.AGAIN
@@ -194,19 +195,19 @@ def test_a_step_is_spent_once_and_for_one_address(store: Store) -> None:
     assert spend(HOME.id, 99, "b", 102) is Spent.FRESH
 
 
-def test_steps_are_each_id_s_own(store: Store) -> None:
+def test_steps_are_each_id_s_own(store: Book) -> None:
     store.add(Credential("other", "S"), ["home"], None, 1001)
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.FRESH
     assert store.spend_step("other", 100, "b", 101) is Spent.FRESH
 
 
-def test_steps_from_a_clock_that_ran_ahead_lock_nobody_out(store: Store) -> None:
+def test_steps_from_a_clock_that_ran_ahead_lock_nobody_out(store: Book) -> None:
     assert store.spend_step(HOME.id, 9000, "a", 9001) is Spent.FRESH
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.FRESH
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.AGAIN
 
 
-def test_spending_again_writes_nothing(store: Store, path: Path) -> None:
+def test_spending_again_writes_nothing(store: Book, path: Path) -> None:
     watcher = sqlite3.connect(path)
     store.spend_step(HOME.id, 100, "a", 101)
     before = watcher.execute("PRAGMA data_version").fetchone()
@@ -218,13 +219,13 @@ def test_spending_again_writes_nothing(store: Store, path: Path) -> None:
     watcher.close()
 
 
-def test_old_steps_are_forgotten(store: Store, path: Path) -> None:
+def test_old_steps_are_forgotten(store: Book, path: Path) -> None:
     for step in range(100, 140):
         store.spend_step(HOME.id, step, "a", step + 1)
     assert sql(path, "SELECT min(step), max(step) FROM spent_steps") == [(139 - KEPT_STEPS, 139)]
 
 
-def test_a_step_of_an_id_that_is_gone_is_an_error_and_no_more(store: Store) -> None:
+def test_a_step_of_an_id_that_is_gone_is_an_error_and_no_more(store: Book) -> None:
     with pytest.raises(StoreError):
         store.spend_step("gone", 100, "a", 101)
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.FRESH
@@ -236,7 +237,7 @@ def test_spending_agrees_with_the_rule(
     tmp_path_factory: pytest.TempPathFactory, attempts: list[tuple[int, str, int]]
 ) -> None:
     spent: dict[int, str] = {}
-    store = Store(tmp_path_factory.mktemp("rule") / "taas.db", busy_ms=50, synchronous="NORMAL")
+    store = Book(tmp_path_factory.mktemp("rule") / "taas.db", busy_ms=50, synchronous="NORMAL")
     try:
         store.add(HOME, ["home"], None, 1000)
         for step, address, horizon in attempts:
@@ -253,13 +254,13 @@ def test_spending_agrees_with_the_rule(
         store.close()
 
 
-def test_a_label_keeps_its_port_after_it_has_gone(store: Store) -> None:
+def test_a_label_keeps_its_port_after_it_has_gone(store: Book) -> None:
     store.keep_port("home", 61007, 5)
     store.remove(HOME.id)
     assert store.label_port("home") == (None, 61007)
 
 
-def test_a_port_is_one_label_s_and_a_label_has_one_port(store: Store) -> None:
+def test_a_port_is_one_label_s_and_a_label_has_one_port(store: Book) -> None:
     store.keep_port("home", 61001, 1)
     store.keep_port("blog", 61002, 2)
     store.keep_port("blog", 61001, 3)
@@ -268,7 +269,7 @@ def test_a_port_is_one_label_s_and_a_label_has_one_port(store: Store) -> None:
     assert store.taken_ports() == (frozenset(), (61001,))
 
 
-def test_taken_ports_come_least_recently_used_first(store: Store) -> None:
+def test_taken_ports_come_least_recently_used_first(store: Book) -> None:
     for label, port, now in (("a", 61003, 1), ("b", 61001, 2), ("c", 61002, 3), ("a", 61003, 4)):
         store.keep_port(label, port, now)
     store.add(Credential("x", "S"), ["fixed"], 443, 1)
@@ -278,14 +279,14 @@ def test_taken_ports_come_least_recently_used_first(store: Store) -> None:
 # The operator's changes
 
 
-def test_an_id_is_added_once(store: Store) -> None:
+def test_an_id_is_added_once(store: Book) -> None:
     with pytest.raises(Refused, match="exists already"):
         store.add(Credential(HOME.id, "OTHER"), ["blog"], None, 2000)
     assert store.credential(HOME.id) == HOME
     assert store.rights(HOME.id, "blog") is None
 
 
-def test_a_fixed_port_is_one_label_s_and_nothing_is_half_added(store: Store) -> None:
+def test_a_fixed_port_is_one_label_s_and_nothing_is_half_added(store: Book) -> None:
     store.add(Credential("a", "S"), ["blog"], 62050, 1)
     store.keep_port("home", 62051, 1)
     with pytest.raises(Refused, match="port 62050 is the fixed port of label blog"):
@@ -296,7 +297,7 @@ def test_a_fixed_port_is_one_label_s_and_nothing_is_half_added(store: Store) -> 
     assert store.label_port("home") == (None, None)  # what an operator fixes is nobody's by habit
 
 
-def test_a_label_goes_with_its_last_grant_and_its_fixed_port_too(store: Store, path: Path) -> None:
+def test_a_label_goes_with_its_last_grant_and_its_fixed_port_too(store: Book, path: Path) -> None:
     store.add(Credential("a", "S"), ["blog"], 62050, 1)
     store.grant(HOME.id, ["blog", "blog"])
     store.remove("a")
@@ -307,7 +308,7 @@ def test_a_label_goes_with_its_last_grant_and_its_fixed_port_too(store: Store, p
     assert sql(path, "SELECT label FROM labels", "SELECT * FROM grants", "SELECT * FROM spent_steps") == []
 
 
-def test_a_change_to_an_unknown_id_is_refused(store: Store) -> None:
+def test_a_change_to_an_unknown_id_is_refused(store: Book) -> None:
     changes: list[Callable[[], None]] = [
         lambda: store.grant("x", ["home"]),
         lambda: store.revoke("x", ["home"]),
@@ -320,13 +321,13 @@ def test_a_change_to_an_unknown_id_is_refused(store: Store) -> None:
             change()
 
 
-def test_revoking_what_was_not_granted_revokes_nothing(store: Store) -> None:
+def test_revoking_what_was_not_granted_revokes_nothing(store: Book) -> None:
     with pytest.raises(Refused, match="label blog is not granted"):
         store.revoke(HOME.id, ["home", "blog"])
     assert store.rights(HOME.id, "home") is not None
 
 
-def test_entries_are_found_by_id_or_by_label_in_the_order_of_making(store: Store) -> None:
+def test_entries_are_found_by_id_or_by_label_in_the_order_of_making(store: Book) -> None:
     store.add(Credential("b", "S"), ["zoo", "home"], None, 2000)
     store.add(Credential("a", "S"), ["blog"], None, 2000)
     assert [(e.credential.id, e.labels, e.created) for e in store.entries()] == [
@@ -342,7 +343,7 @@ def test_entries_are_found_by_id_or_by_label_in_the_order_of_making(store: Store
 # Other processes
 
 
-def test_only_the_commits_of_others_are_a_change(store: Store, opened: Opener, path: Path) -> None:
+def test_only_the_commits_of_others_are_a_change(store: Book, opened: Opener, path: Path) -> None:
     admin = opened(path, 5000, "FULL")
     assert not store.changed()
     store.keep_port("home", 61001, 1)
@@ -353,7 +354,7 @@ def test_only_the_commits_of_others_are_a_change(store: Store, opened: Opener, p
     assert store.count() == 0
 
 
-def test_a_busy_database_is_an_error_until_it_is_free(store: Store, path: Path) -> None:
+def test_a_busy_database_is_an_error_until_it_is_free(store: Book, path: Path) -> None:
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="busy"):
@@ -365,7 +366,7 @@ def test_a_busy_database_is_an_error_until_it_is_free(store: Store, path: Path) 
 
 
 def test_what_visitors_ask_is_known_until_others_are_seen_to_have_committed(
-    store: Store, opened: Opener, path: Path
+    store: Book, opened: Opener, path: Path
 ) -> None:
     admin = opened(path, 5000, "FULL")
     assert (store.mode("home"), store.label_of_host("example.net"), store.passes_through()) == (
@@ -384,21 +385,21 @@ def test_what_visitors_ask_is_known_until_others_are_seen_to_have_committed(
     )
 
 
-def test_our_own_commits_are_known_at_once(store: Store) -> None:
+def test_our_own_commits_are_known_at_once(store: Book) -> None:
     assert (store.mode("home"), store.label_of_host("example.net")) == ("redirect", None)
     store.set_mode("home", "both")
     store.grant_host("home", "example.net")
     assert (store.mode("home"), store.label_of_host("example.net")) == ("both", "home")
 
 
-def test_strangers_can_not_fill_the_memory_with_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_can_not_fill_the_memory_with_names(store: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_KNOWN", 3)
     for number in range(9):
         store.label_of_host(f"h{number}.example.net")
         assert len(store._known) <= 3
 
 
-def test_a_replaced_file_is_noticed_and_read(store: Store, opened: Opener, path: Path) -> None:
+def test_a_replaced_file_is_noticed_and_read(store: Book, opened: Opener, path: Path) -> None:
     other = opened(path.with_name("other.db"))
     other.add(Credential("new", "S"), ["home"], None, 1)
     other.close()
@@ -410,7 +411,7 @@ def test_a_replaced_file_is_noticed_and_read(store: Store, opened: Opener, path:
 
 
 def test_what_the_old_file_left_in_its_wal_stays_out_of_the_new_one(
-    store: Store, opened: Opener, path: Path
+    store: Book, opened: Opener, path: Path
 ) -> None:
     for number in range(300):
         store.add(Credential(f"old{number}", "S"), ["home"], None, 1)
@@ -425,7 +426,7 @@ def test_what_the_old_file_left_in_its_wal_stays_out_of_the_new_one(
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_file_that_was_away_is_missed_and_found_again(store: Store, path: Path) -> None:
+def test_a_file_that_was_away_is_missed_and_found_again(store: Book, path: Path) -> None:
     away = path.with_name("away.db")
     path.rename(away)
     for _ in range(2):
@@ -442,7 +443,7 @@ def test_a_file_that_was_away_is_missed_and_found_again(store: Store, path: Path
 
 @pytest.mark.parametrize("garbage", [b"not a database, " * 4096, b"SQLite format 3\0" + bytes(100), b"x"])
 def test_garbage_in_place_of_the_file_is_an_error_until_it_is_whole(
-    store: Store, path: Path, garbage: bytes
+    store: Book, path: Path, garbage: bytes
 ) -> None:
     store.close()
     good = path.read_bytes()
@@ -458,7 +459,7 @@ def test_garbage_in_place_of_the_file_is_an_error_until_it_is_whole(
     assert store.spend_step(HOME.id, 100, "a", 101) is Spent.FRESH
 
 
-def test_garbage_written_over_an_open_file_heals_with_the_file(store: Store, path: Path) -> None:
+def test_garbage_written_over_an_open_file_heals_with_the_file(store: Book, path: Path) -> None:
     sql(path, "PRAGMA wal_checkpoint(TRUNCATE)")
     good = path.read_bytes()
     path.write_bytes(b"garbage " * (len(good) // 8))
@@ -473,14 +474,14 @@ def test_garbage_written_over_an_open_file_heals_with_the_file(store: Store, pat
     assert store.spend_step(HOME.id, 300, "a", 300) is Spent.FRESH
 
 
-def test_a_closed_store_opens_again_when_asked(store: Store) -> None:
+def test_a_closed_store_opens_again_when_asked(store: Book) -> None:
     store.close()
     store.close()
     assert store.credential(HOME.id) == HOME
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\n{code}"
+    program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\nfrom taasadmin.book import *\n{code}"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True)
 
@@ -488,13 +489,13 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 def test_many_processes_may_make_the_file_at_once(opened: Opener, tmp_path: Path) -> None:
     code = (
         "sys.stdin.read()\n"
-        "s = Store(Path(sys.argv[1]), busy_ms=20000, synchronous='FULL')\n"
+        "s = Book(Path(sys.argv[1]), busy_ms=20000, synchronous='FULL')\n"
         "s.add(Credential(sys.argv[2], 'S'), ['home'], None, 1); s.close()"
     )
     for attempt in range(4):
         path = tmp_path / f"{attempt}.db"
         start, go = os.pipe()
-        program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\n{code}"
+        program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\nfrom taasadmin.book import *\n{code}"
         makers = [
             subprocess.Popen([sys.executable, "-c", program, str(path), str(number)], cwd=TOP, stdin=start)
             for number in range(6)
@@ -507,7 +508,7 @@ def test_many_processes_may_make_the_file_at_once(opened: Opener, tmp_path: Path
 
 def test_kill_9_at_any_moment_leaves_a_whole_database(opened: Opener, path: Path) -> None:
     code = (
-        "s = Store(Path(sys.argv[1]), busy_ms=5000, synchronous='NORMAL')\n"
+        "s = Book(Path(sys.argv[1]), busy_ms=5000, synchronous='NORMAL')\n"
         "for n in range(1000000):\n"
         "    id = f'{sys.argv[2]}-{n}'\n"
         "    s.add(Credential(id, 'S'), ['home', id], None, n)\n"
@@ -538,7 +539,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_database(opened: Opener, path: Path
 def test_kill_9_while_the_file_is_made_leaves_one_that_can_be_made(opened: Opener, tmp_path: Path) -> None:
     code = (
         "print('up', flush=True)\n"
-        "for n in range(1000000): Store(Path(f'{sys.argv[1]}/{n}.db'), busy_ms=5000, synchronous='FULL')\n"
+        "for n in range(1000000): Book(Path(f'{sys.argv[1]}/{n}.db'), busy_ms=5000, synchronous='FULL')\n"
     )
     for attempt in range(8):
         folder = tmp_path / str(attempt)
@@ -563,7 +564,7 @@ def test_a_service_in_a_folder_of_root_s_can_use_what_root_left_to_it(tmp_path: 
     for folder in (tmp_path, *list(tmp_path.parents)[:-2]):  # pytest's own are closed to others
         folder.chmod(0o755)
     path = tmp_path / "taas.db"
-    root = Store(path, busy_ms=5000, synchronous="FULL", owner=(nobody.pw_uid, nobody.pw_gid))
+    root = Book(path, busy_ms=5000, synchronous="FULL", owner=(nobody.pw_uid, nobody.pw_gid))
     root.add(HOME, ["home"], None, 1000)
     root.close()
     assert {file.stat().st_uid for file in tmp_path.iterdir()} == {nobody.pw_uid}
@@ -572,7 +573,7 @@ def test_a_service_in_a_folder_of_root_s_can_use_what_root_left_to_it(tmp_path: 
         "import os\n"
         "os.setgroups([]); os.setgid(int(sys.argv[3])); os.setuid(int(sys.argv[2]))\n"
         "for step in range(2):\n"
-        "    s = Store(Path(sys.argv[1]), busy_ms=50, synchronous='NORMAL')\n"
+        "    s = Book(Path(sys.argv[1]), busy_ms=50, synchronous='NORMAL')\n"
         f"    print(s.spend_step({HOME.id!r}, step, 'a', 9).name)\n"
         "    s.close()\n"
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 DIST = TOP / "dist"
 SCRIPTS = ("taas.py", "taas_admin.py", "taas_agent.py", "make_cert.py")
+PACKAGES = ("taaslib", "taasadmin")
 PAPERS = ("taas.ini.example", "README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE")
 EPOCH_OF_ZIP = 315532800  # 1980-01-01: a zip entry can't be older
 
@@ -27,7 +28,9 @@ Files = dict[str, bytes]
 
 
 def main() -> int:
-    code = read(*SCRIPTS) | {f"taaslib/{p.name}": p.read_bytes() for p in (TOP / "taaslib").glob("*.py")}
+    code = read(*SCRIPTS)
+    for package in PACKAGES:
+        code |= {f"{package}/{path.name}": path.read_bytes() for path in (TOP / package).glob("*.*")}
     papers = read(*(name for name in PAPERS if (TOP / name).exists()))
     papers |= {f"contrib/{path.name}": path.read_bytes() for path in (TOP / "contrib").iterdir()}
     papers |= {f"docs/{path.name}": path.read_bytes() for path in (TOP / "docs").glob("*.md")}
