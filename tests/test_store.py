@@ -480,8 +480,11 @@ def test_a_closed_store_opens_again_when_asked(store: Book) -> None:
     assert store.credential(HOME.id) == HOME
 
 
+PRELUDE = "import sys\nfrom pathlib import Path\nfrom taaslib.store import *\nfrom taasadmin.book import *\n"
+
+
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\nfrom taasadmin.book import *\n{code}"
+    program = PRELUDE + code
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True)
 
@@ -495,7 +498,7 @@ def test_many_processes_may_make_the_file_at_once(opened: Opener, tmp_path: Path
     for attempt in range(4):
         path = tmp_path / f"{attempt}.db"
         start, go = os.pipe()
-        program = f"import sys\nfrom pathlib import Path\nfrom taaslib.store import *\nfrom taasadmin.book import *\n{code}"
+        program = PRELUDE + code
         makers = [
             subprocess.Popen([sys.executable, "-c", program, str(path), str(number)], cwd=TOP, stdin=start)
             for number in range(6)
