@@ -27,7 +27,8 @@ _AT = {  # info, where nothing else is said
     logging.ERROR: (_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS),
     logging.WARNING: (_O.STORE_BUSY, _O.WARNING, _O.SUPPRESSED, _O.WRONG_CODE, _O.SLOWED, _O.CODE_USED)
     + (_O.CODE_OVERUSED, _O.STRANGER, _O.FULL),
-    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP),
+    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP)
+    + (_O.ASKED,),
 }
 LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
 
@@ -41,6 +42,7 @@ class Journal:
         self._clock = clock
         self._minute_ends = 0.0
         self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
+        self.counts = dict.fromkeys(Outcome, 0)  # since the start, written or not
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
         self.configure(None)
 
@@ -56,6 +58,7 @@ class Journal:
 
     def note(self, outcome: Outcome, **facts: object) -> None:
         """Write one line; facts that are None are left out."""
+        self.counts[outcome] += 1
         level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:
             return

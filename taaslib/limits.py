@@ -81,6 +81,9 @@ class Tally:
                 return seat[0]
         return None
 
+    def count(self, seat: Seat) -> int:
+        return self._taken.get(seat, 0)
+
     def take(self, *seats: Seat) -> None:
         for seat in seats:
             self._taken[seat] = self._taken.get(seat, 0) + 1

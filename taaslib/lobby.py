@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import math
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,21 +22,12 @@ from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
+from taaslib.recorder import Record, Recorder
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
 from taaslib.trial import Trial, take
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
-
-@dataclass(frozen=True, slots=True)
-class Pairing:
-    """One line of GET /pairings/LABEL."""
-
-    responder: str
-    initiator: str
-    timestamp: int  # ms since 1970
-
-Met = tuple[Peer, Peer, int]  # a Pairing, not yet written out
 
 class State(enum.Enum):
     """An initiator: arriving -> waiting <-> paired, or ended.  A responder begins at waiting."""
@@ -50,13 +40,14 @@ class State(enum.Enum):
 class Leg(Handler):
     """One waiting socket and its early octets."""
 
-    __slots__ = ("_lobby", "at_end", "early", "hello", "label", "peer", "right", "seats", "sock", "state",
-                 "timer", "until")  # fmt: skip
+    __slots__ = ("_lobby", "at_end", "early", "hello", "label", "peer", "right", "seats", "since", "sock",
+                 "state", "timer", "until")  # fmt: skip
 
     def __init__(
         self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
     ) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
+        self.since = lobby.loop.clock()
         self.early = bytearray()
         self.hello = HelloReader() if right is None else None  # what the early octets are
         self.until = math.inf  # when a hello that was sent once is sent no more
@@ -120,8 +111,8 @@ class Lobby:
         self.tally = Tally(limits)
         self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
         self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
-        self._live: dict[Relay, tuple[Leg, Leg]] = {}
-        self._pairings: dict[str, deque[Met]] = {}
+        self._live: dict[Relay, tuple[Leg, Leg, Record]] = {}
+        self.recorder = Recorder(limits)
         self._check_live()
 
     # Who comes
@@ -141,6 +132,7 @@ class Lobby:
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
             self.journal.note(Outcome.WAITS, label=right.label, id=right.id, peer=peer)
+            self.recorder.came(right.label, peer, self._now())
             if answer.displaced:
                 self._end(answer.displaced, Outcome.DISPLACED)
             self.on_served(right.label)
@@ -209,34 +201,34 @@ class Lobby:
             leg.state = State.PAIRED
         self.tally.give_back(initiator.seats[-1], *responder.seats)
         initiator.seats = initiator.seats[:-1]
-        responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
+        id = responder.right.id if responder.right else ""
+        responder.seats = (("pairs_per_id", id),)
         self.tally.take(*responder.seats)
-        if responder.label not in self._pairings:
-            self._pairings[responder.label] = deque(maxlen=self.limits.pairings)
-        pairing = responder.peer, initiator.peer, int(self.wall_clock() * 1000)
-        self._pairings[responder.label].append(pairing)
+        now = self.loop.clock()
+        record = self.recorder.begin(
+            responder.label, id, responder.peer, initiator.peer, self._now(),
+            now - initiator.since, now - responder.since,
+        )  # fmt: skip
         ends = {"responder": responder.peer, "initiator": initiator.peer}
         self.journal.note(Outcome.PAIRED, label=responder.label, **ends)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
-        self._live[relay] = responder, initiator
+        self._live[relay] = responder, initiator, record
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
         early, hello = bytes(initiator.early), initiator.hello
         initiator.early, initiator.hello = bytearray(), None
         if hello and hello.whole and not responder.early and self.limits.fail_over:
-            now, credulous = self.loop.clock(), initiator.until == math.inf
+            credulous = initiator.until == math.inf
             initiator.until = min(initiator.until, now + self.limits.fail_over)
-            on_dead = partial(self._fail_over, relay, pairing, early, hello)
+            on_dead = partial(self._fail_over, relay, early, hello)
             Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
             return
         relay.start(bytes(responder.early), header + early, initiator_at_end=initiator.at_end)
         responder.early.clear()
 
-    def _fail_over(self, relay: Relay, told: Met, early: bytes, hello: HelloReader, cause: str) -> None:
+    def _fail_over(self, relay: Relay, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
         initiator = self._part(relay, Outcome.FAILED_OVER, cause=cause)
-        if told in (pairings := self._pairings[initiator.label]):
-            pairings.remove(told)
         initiator.early, initiator.hello = bytearray(early), hello
         initiator.seats += (("unpaired_per_address", network_of(initiator.peer.address)),)
         self.tally.take(*initiator.seats)
@@ -263,24 +255,37 @@ class Lobby:
         role = "initiator" if leg.right is None else "responder"
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
-    def _relay_closed(self, relay: Relay, outcome: Outcome) -> None:
-        octets = {"to_initiator": relay.to_initiator, "to_responder": relay.to_responder}
-        self._part(relay, outcome, seconds=round(self.loop.clock() - relay.started, 3), **octets)
+    def _relay_closed(self, relay: Relay, outcome: Outcome, *paths: sockets.Path) -> None:
+        record = self._live[relay][2]
+        record.responder_path, record.initiator_path = paths
+        record.ended_by, record.how = relay.ended_by, relay.how
+        record.to_initiator, record.to_responder = relay.to_initiator, relay.to_responder
+        self._part(relay, outcome)
 
-    def _part(self, relay: Relay, outcome: Outcome, **facts: object) -> Leg:
-        responder, initiator = self._live.pop(relay)
+    def _part(self, relay: Relay, outcome: Outcome, cause: str | None = None) -> Leg:
+        responder, initiator, record = self._live.pop(relay)
         self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
+        self.recorder.end(record, outcome, self.loop.clock() - relay.started, self._now())
+        facts = {"cause": cause} if cause else record.facts()
         ends = {"label": responder.label, "responder": responder.peer, "initiator": initiator.peer}
         self.journal.note(outcome, **ends, **facts)
         return initiator
+
+    def kick(self, number: int | None = None, label: str | None = None) -> int:
+        """End the pair of that NUMBER, or all of LABEL; how many there were."""
+        live = self._live.items()
+        chosen = [relay for relay, (*_, record) in live if number == record.number or label == record.label]
+        for relay in chosen:
+            relay.close(Outcome.KICKED)
+        return len(chosen)
 
     def revoke(self, holds: Callable[[Right], bool], carries: Callable[[Right], bool]) -> None:
         """End responders that wait on a right that no longer HOLDS, and pairs on one that CARRIES none."""
         for leg in self._rooms.everyone():
             if leg.right and not holds(leg.right):
                 self.leave(leg, Outcome.REVOKED)
-        for relay, (responder, _) in list(self._live.items()):
+        for relay, (responder, *_) in list(self._live.items()):
             if responder.right and not carries(responder.right):
                 relay.close(Outcome.REVOKED)
 
@@ -313,9 +318,15 @@ class Lobby:
         """Nothing listens for LABEL's visitors any more."""
         self._rooms.forget(label)
 
-    def pairings(self, label: str) -> list[Pairing]:
-        """LABEL's last pairings, oldest first."""
-        return [Pairing(str(one), str(other), when) for one, other, when in self._pairings.get(label, ())]
+    def live(self) -> list[tuple[Record, float]]:
+        """The records of all live pairs, their octets brought up to date, and their ages in seconds."""
+        now = self.loop.clock()
+        for relay, (*_, record) in self._live.items():
+            record.to_initiator, record.to_responder = relay.to_initiator, relay.to_responder
+        return [(record, now - relay.started) for relay, (*_, record) in self._live.items()]
+
+    def _now(self) -> int:
+        return int(self.wall_clock() * 1000)
 
     @property
     def relays(self) -> list[Relay]:

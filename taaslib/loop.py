@@ -59,9 +59,7 @@ class Loop:
     """One thread's turns.  ON_FAULT is told of an exception that a handler let out, and goes on."""
 
     def __init__(
-        self,
-        on_fault: Callable[[Handler | Timer], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, on_fault: Callable[[Handler | Timer], None], clock: Callable[[], float] = time.monotonic,
         poller: Poller | None = None,
     ) -> None:
         self.clock = clock  # seconds; tests bring their own
@@ -78,13 +76,7 @@ class Loop:
         self.busy_since: float | None = None  # when this turn's sleep ended
 
     def watch(
-        self,
-        fd: int,
-        handler: Handler,
-        *,
-        read: bool,
-        write: bool,
-        finished: bool = False,
+        self, fd: int, handler: Handler, *, read: bool, write: bool, finished: bool = False,
         patient: bool = False,
     ) -> None:
         """Say what HANDLER waits for on FD from now on.  Waiting for nothing still tells of failure.

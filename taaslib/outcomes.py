@@ -28,6 +28,10 @@ class Outcome(enum.Enum):
     WARNING = "warning"  # something the operator should mend
     SUPPRESSED = "suppressed"  # the event `what` had so many more lines in a minute than may be written
 
+    # An exchange on the runtime socket
+    ASKED = "asked"  # what the service does, or its metrics
+    STEERED = "steered"  # the operator kicked, drained or reloaded (see `cause`)
+
     # An exchange at the front door
     REGISTERED = "registered"  # a port p was opened for a hidden server
     REDIRECTED = "redirected"  # a mobile client was sent to port q
@@ -74,6 +78,7 @@ class Outcome(enum.Enum):
     PAIRED = "paired"  # a mobile client met a hidden server
     FAILED_OVER = "failed-over"  # the responder was dead (see `cause`): the client seeks another
     COMPLETE = "complete"  # both sides finished and all was delivered
+    KICKED = "kicked"  # the operator ended it
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long
 
 @dataclass(frozen=True, slots=True)

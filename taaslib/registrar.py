@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from taaslib import authorization, names
 from taaslib.authorization import NOBODY, Claim, Right, Secret
@@ -85,9 +85,10 @@ class Registrar:
         if isinstance(right, Answer):
             return right
         if what == "pairings":
-            pairings = [asdict(pairing) for pairing in self.lobby.pairings(label)]
+            pairings = [record.document() for record in self.lobby.recorder.records(label)]
             body = json.dumps(pairings).encode()
             return Answer(Outcome.LISTED, Response(200, body, "application/json"), label, claim.id)
+        self.lobby.recorder.introduced(label, request.fields.get("user-agent"))
         if "taas-proxy" in request.fields:
             right = replace(right, proxy=True)
         return self._register(right, peer, stays="taas-stay" in request.fields)

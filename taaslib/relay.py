@@ -23,6 +23,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, RingPump
 
 _DELIVERY_CHECK_SECONDS = 1.0
+_THEIRS = (Outcome.COMPLETE, Outcome.RESET, Outcome.TIMED_OUT)  # what either end brings about
 
 class State(enum.Enum):
     """live -> delivering (both FINs passed on, a reader still pauses) -> closed; a reset: closed."""
@@ -49,7 +50,7 @@ class End(Handler):
         try:
             settled = self.pump.fill()
         except OSError as error:
-            self._relay.fail(error.errno)
+            self._relay.fail(error.errno, self)
             return
         if not settled:
             self._relay.update()
@@ -61,12 +62,12 @@ class End(Handler):
             if pump.has_room and not pump.pending:
                 pump.fill()  # its source has most likely waited: two changes of interest less
         except OSError as error:
-            self._relay.fail(error.errno)
+            self._relay.fail(error.errno, self)
             return
         self._relay.update()
 
     def on_failed(self) -> None:
-        self._relay.fail(sockets.failure(self.sock))
+        self._relay.fail(sockets.failure(self.sock), self)
 
     def abort(self) -> None:
         self._relay.close(Outcome.FAULT)
@@ -74,6 +75,8 @@ class End(Handler):
     def pass_fin_on(self) -> None:
         """Send our FIN once the other end has said its last word and all of it is delivered."""
         incoming = self.peer.pump
+        if incoming.at_end and not self._relay.ended_by:
+            self._relay.blame(self.peer, "fin")
         if incoming.at_end and not incoming.pending and not self.shut:
             self.shut = True
             self.sock.shutdown(socket.SHUT_WR)
@@ -88,22 +91,20 @@ class End(Handler):
             self._loop.watch(self.fd, self, read=read, write=write, finished=read)
 
 class Relay:
-    """Owns both sockets until it is closed; ON_CLOSED is told once, with the outcome."""
+    """Owns both sockets until it is closed; ON_CLOSED is told once: the outcome, how either path was."""
 
-    __slots__ = ("_loop", "_moved", "_on_closed", "_timer", "initiator", "responder", "started", "state")
+    __slots__ = ("_loop", "_moved", "_on_closed", "_timer", "ended_by", "how", "initiator", "responder",
+                 "started", "state")  # fmt: skip
 
     def __init__(
-        self,
-        loop: Loop,
-        pools: Pools,
-        responder: socket.socket,
-        initiator: socket.socket,
-        on_closed: Callable[[Relay, Outcome], None],
+        self, loop: Loop, pools: Pools, responder: socket.socket, initiator: socket.socket,
+        on_closed: Callable[[Relay, Outcome, sockets.Path, sockets.Path], None],
     ) -> None:
         self._loop = loop
         self._on_closed = on_closed
         self._timer: Timer | None = None
         self.state = State.LIVE
+        self.ended_by = self.how = ""  # as in recorder.py's Record
         self.started = loop.clock()
         self._moved = 0, self.started  # octets, and when it was seen that more had
         self.responder, self.initiator = End(loop, self, responder), End(loop, self, initiator)
@@ -133,7 +134,7 @@ class Relay:
             self.responder.pump.drain()
             self.initiator.pump.drain()
         except OSError as error:
-            self.fail(error.errno)
+            self.fail(error.errno, self.responder)
             return
         self.update()
 
@@ -142,8 +143,8 @@ class Relay:
         try:
             self.responder.pass_fin_on()
             self.initiator.pass_fin_on()
-        except OSError as error:
-            self.fail(error.errno)
+        except OSError as error:  # ENOTCONN: the reset is about to be told
+            self.fail(error.errno, self.responder if self.initiator.shut else self.initiator)
             return
         if self.responder.shut and self.initiator.shut:
             self._finish()
@@ -161,7 +162,7 @@ class Relay:
             self._moved = moved, now
         for end in (self.responder, self.initiator):
             if code := sockets.failure(end.sock):  # one that the loop has been told to forget
-                self.fail(code)
+                self.fail(code, end)
                 return
             silence = sockets.unanswered(end.sock)
             if silence is None:
@@ -169,14 +170,21 @@ class Relay:
             elif end.unanswered_since is None or silence < now - end.unanswered_since:
                 end.unanswered_since = now
             elif now - end.unanswered_since >= dead_after:
+                self.blame(end, "timeout")
                 self.close(Outcome.TIMED_OUT)
                 return
         if idle and now - self._moved[1] >= idle:
             self.close(Outcome.IDLE)
 
-    def fail(self, code: int | None) -> None:
-        """One side reset or timed out: errno CODE."""
-        self.close(Outcome.TIMED_OUT if sockets.timed_out(code) else Outcome.RESET)
+    def fail(self, code: int | None, end: End) -> None:
+        """END reset or timed out: errno CODE."""
+        dead = sockets.timed_out(code)
+        self.blame(end, "keep-alive" if dead else "reset")
+        self.close(Outcome.TIMED_OUT if dead else Outcome.RESET)
+
+    def blame(self, end: End, how: str) -> None:
+        """END ends this pair, HOW."""
+        self.ended_by, self.how = "responder" if end is self.responder else "initiator", how
 
     def close(self, outcome: Outcome) -> None:
         if self.state is State.CLOSED:
@@ -184,7 +192,10 @@ class Relay:
         self.state = State.CLOSED
         if self._timer:
             self._timer.cancel()
+        if outcome not in _THEIRS:
+            self.ended_by, self.how = "service", outcome.value
         ends = self.responder, self.initiator
+        paths = sockets.path(self.responder.sock), sockets.path(self.initiator.sock)
         for end in ends:
             self._loop.forget(end.fd, closing=True)
             end.pump.close()
@@ -192,7 +203,7 @@ class Relay:
                 end.sock.close()
             else:
                 sockets.reset(end.sock)
-        self._on_closed(self, outcome)
+        self._on_closed(self, outcome, *paths)
         for end in ends:
             del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
 
@@ -202,7 +213,7 @@ class Relay:
         self.state = State.DELIVERING
         for end in ends:
             if code := sockets.failure(end.sock):
-                self.fail(code)
+                self.fail(code, end)
                 return
         if any(sockets.unsent(end.sock) for end in ends):
             for end in ends:

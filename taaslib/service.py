@@ -41,9 +41,7 @@ class Service:
     """Listens from construction on.  Raises ConfigError, CannotStart."""
 
     def __init__(
-        self,
-        config: Config,
-        clock: Callable[[], float] = time.monotonic,
+        self, config: Config, clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config

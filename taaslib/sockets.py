@@ -23,6 +23,9 @@ _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were nev
 _TCP_INFO_SIZE = 104
 _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
 _RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
+_TOTAL_RETRANSMITTED = 100  # segments
+
+Path = tuple[float | None, int | None]  # smoothed round trip in ms, segments sent again; None: not told
 
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
@@ -81,6 +84,14 @@ def acknowledged(sock: socket.socket) -> tuple[int | None, float]:
         return struct.unpack_from("=Q", info, _BYTES_ACKED)[0], struct.unpack_from("=I", info, _RTT)[0] / 1e6
     except (AttributeError, OSError, struct.error):
         return None, 0.0
+
+def path(sock: socket.socket) -> Path:
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        again = struct.unpack_from("=I", info, _TOTAL_RETRANSMITTED)[0]
+        return round(struct.unpack_from("=I", info, _RTT)[0] / 1000, 3), again
+    except (AttributeError, OSError, struct.error):
+        return None, None
 
 def unsent(sock: socket.socket) -> int:
     """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""

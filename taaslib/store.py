@@ -193,6 +193,11 @@ class Store:
         rows = self._known_rows("SELECT mode FROM labels WHERE label = ?", label)
         return rows[0][0] if rows else "redirect"
 
+    def labels(self) -> list[tuple[str, str, int | None]]:
+        """All labels with their modes, and by how many seconds a clock of its devices was seen ahead."""
+        query = "SELECT label, mode, max(ahead) FROM labels LEFT JOIN grants USING (label)"
+        return self._rows(f"{query} LEFT JOIN clocks USING (id) GROUP BY label ORDER BY label")
+
     def opens_q(self, label: str) -> bool:
         """Whether LABEL may have a port q: it is redirected to, and somebody may serve it."""
         query = "SELECT 1 FROM credentials JOIN grants USING (id) JOIN labels USING (label)"

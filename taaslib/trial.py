@@ -71,11 +71,11 @@ class Trial(Handler):
 
     def on_failed(self) -> None:
         if code := sockets.failure(self.relay.initiator.sock):
-            self.relay.fail(code)
+            self.relay.fail(code, self.relay.initiator)
         elif self._lost(self.credulous):
             self._give_up("reset")
         else:
-            self.relay.fail(sockets.failure(self._sock))
+            self.relay.fail(sockets.failure(self._sock), self.relay.responder)
 
     def abort(self) -> None:
         self.relay.close(Outcome.FAULT)

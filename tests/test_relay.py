@@ -951,7 +951,7 @@ def test_closing_twice_tells_the_owner_once(house: House) -> None:
     relay = the_relay(house)
     relay.close(Outcome.RESET)
     relay.close(Outcome.COMPLETE)
-    relay.fail(None)
+    relay.fail(None, relay.responder)
     the_end(house, "reset")
 
 

@@ -104,11 +104,11 @@ def test_pairings_and_journal_tell_who_really_served(house: House) -> None:
     gone, alive = dead(house), house.responder()
     visitor = visit(house)
     house.until(lambda: house.events("paired"))
-    assert [pairing.responder for pairing in house.service.lobby.pairings("home")] == [gone.name]
+    assert [str(record.responder) for record in house.service.lobby.recorder.records("home")] == [gone.name]
     house.pass_time(1.1)
     served(house, alive, visitor)
-    (pairing,) = house.service.lobby.pairings("home")
-    assert (pairing.responder, pairing.initiator) == (alive.name, visitor.name)
+    (record,) = house.service.lobby.recorder.records("home")
+    assert (str(record.responder), str(record.initiator)) == (alive.name, visitor.name)
     lines = house.events("paired", "failed-over")
     assert [line["event"] for line in lines] == ["paired", "failed-over", "paired"]
     assert [line["responder"] for line in lines] == [gone.name, gone.name, alive.name]
@@ -273,7 +273,7 @@ def test_octets_behind_the_hello_travel_once_and_only_to_who_serves(house: House
     alive = house.responder()
     visitor = visit(house, HELLO + b"0-RTT")
     house.until(lambda: house.events("paired"))
-    (leg,) = {initiator for _, initiator in house.service.lobby._live.values()}
+    (leg,) = {initiator for _, initiator, _ in house.service.lobby._live.values()}
     assert leg.sock.recv(100, socket.MSG_PEEK) == b"0-RTT"
     house.pass_time(1.1)
     house.until(lambda: alive.received == HELLO)
@@ -441,7 +441,7 @@ def test_nothing_of_a_hello_is_kept_once_it_is_answered(house: House) -> None:
     responder = house.responder()
     visitor = visit(house)
     served(house, responder, visitor)
-    ((_, leg),) = house.service.lobby._live.values()
+    ((_, leg, _),) = house.service.lobby._live.values()
     assert not leg.early and leg.hello is None
 
 
