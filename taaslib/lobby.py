@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import math
-import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
+from taaslib.sockets import Socket
 from taaslib.trial import Trial, take
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
@@ -54,7 +54,7 @@ class Leg(Handler):
                  "timer", "until")  # fmt: skip
 
     def __init__(
-        self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
+        self, lobby: Lobby, sock: Socket, peer: Peer, label: str, right: Right | None
     ) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
         self.early = bytearray()
@@ -126,7 +126,7 @@ class Lobby:
 
     # Who comes
 
-    def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+    def welcome_responder(self, sock: Socket, peer: Peer, right: Right, early: bytes = b"") -> None:
         """A hidden server's connection has claimed its port p, or stays behind its registration."""
         try:
             sockets.user_timeout(sock, self.limits.user_timeout)
@@ -147,7 +147,7 @@ class Lobby:
         else:
             self._act(leg, answer)
 
-    def welcome_initiator(self, label: str, sock: socket.socket, peer: Peer, early: bytes = b"") -> None:
+    def welcome_initiator(self, label: str, sock: Socket, peer: Peer, early: bytes = b"") -> None:
         """A mobile client has come to port q, or through the front door with its EARLY octets.
 
         It is paired once it speaks, or soon without.
