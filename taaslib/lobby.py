@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
@@ -57,7 +57,7 @@ class Leg(Handler):
         self, lobby: Lobby, sock: Socket, peer: Peer, label: str, right: Right | None
     ) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
-        self.early = bytearray()
+        self.early = b""
         self.hello = HelloReader() if right is None else None  # what the early octets are
         self.until = math.inf  # when a hello that was sent once is sent no more
         self.at_end = False  # its FIN has come
@@ -121,6 +121,7 @@ class Lobby:
         self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
         self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
         self._live: dict[Relay, tuple[Leg, Leg]] = {}
+        self._on_closed = self._relay_closed  # one for all relays
         self._pairings: dict[str, deque[Met]] = {}
         self._check_live()
 
@@ -134,8 +135,8 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
-        leg.early += early
-        leg.seats = (("responders", ""),)
+        leg.early = early
+        leg.seats = _WAITING_SEATS
         self.tally.take(*leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
@@ -152,18 +153,16 @@ class Lobby:
 
         It is paired once it speaks, or soon without.
         """
-        network = network_of(peer.address)
-        seats = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
-        unpaired = "unpaired_per_address", network
-        if full := self.tally.full(*seats, unpaired):
+        seats, _ = _visitor_seats(label, network_of(peer.address))
+        if full := self.tally.full(*seats):
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
         leg = Leg(self, sock, peer, label, None)
-        leg.seats = *seats, unpaired
+        leg.seats = seats
         self.tally.take(*leg.seats)
         if early and leg.hello:
-            leg.early += early
+            leg.early = early
             leg.hello.feed(early)
             self._seek(leg)
             return
@@ -208,8 +207,8 @@ class Lobby:
             _cancel(leg)
             leg.state = State.PAIRED
         self.tally.give_back(initiator.seats[-1], *responder.seats)
-        initiator.seats = initiator.seats[:-1]
-        responder.seats = (("pairs_per_id", responder.right.id if responder.right else ""),)
+        _, initiator.seats = _visitor_seats(initiator.label, network_of(initiator.peer.address))
+        responder.seats = _pair_seats(responder.right.id if responder.right else "")
         self.tally.take(*responder.seats)
         if responder.label not in self._pairings:
             self._pairings[responder.label] = deque(maxlen=self.limits.pairings)
@@ -217,28 +216,28 @@ class Lobby:
         self._pairings[responder.label].append(pairing)
         ends = {"responder": responder.peer, "initiator": initiator.peer}
         self.journal.note(Outcome.PAIRED, label=responder.label, **ends)
-        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
+        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._on_closed)
         self._live[relay] = responder, initiator
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
-        early, hello = bytes(initiator.early), initiator.hello
-        initiator.early, initiator.hello = bytearray(), None
+        early, hello = initiator.early, initiator.hello
+        initiator.early, initiator.hello = b"", None
         if hello and hello.whole and not responder.early and self.limits.fail_over:
             now, credulous = self.loop.clock(), initiator.until == math.inf
             initiator.until = min(initiator.until, now + self.limits.fail_over)
             on_dead = partial(self._fail_over, relay, pairing, early, hello)
             Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
             return
-        relay.start(bytes(responder.early), header + early, initiator_at_end=initiator.at_end)
-        responder.early.clear()
+        from_responder, responder.early = responder.early, b""
+        relay.start(from_responder, header + early, initiator_at_end=initiator.at_end)
 
     def _fail_over(self, relay: Relay, told: Met, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
         initiator = self._part(relay, Outcome.FAILED_OVER, cause=cause)
         if told in (pairings := self._pairings[initiator.label]):
             pairings.remove(told)
-        initiator.early, initiator.hello = bytearray(early), hello
-        initiator.seats += (("unpaired_per_address", network_of(initiator.peer.address)),)
+        initiator.early, initiator.hello = early, hello
+        initiator.seats, _ = _visitor_seats(initiator.label, network_of(initiator.peer.address))
         self.tally.take(*initiator.seats)
         if self.loop.clock() < initiator.until:
             self._seek(initiator)
@@ -327,6 +326,19 @@ class Lobby:
         self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
             relay.check(limits.dead_after, limits.idle)
+
+_WAITING_SEATS: tuple[Seat, ...] = (("responders", ""),)
+
+# Kept, because thousands share them, and hold them for as long as they are here.
+@lru_cache(maxsize=4096)
+def _visitor_seats(label: str, network: str) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
+    """What a visitor takes before it is paired, and after."""
+    paired = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
+    return (*paired, ("unpaired_per_address", network)), paired
+
+@lru_cache(maxsize=4096)
+def _pair_seats(id: str) -> tuple[Seat, ...]:
+    return (("pairs_per_id", id),)
 
 def _cancel(leg: Leg) -> None:
     if leg.timer:

@@ -75,7 +75,8 @@ class End(Pump, Handler):
 class Relay:
     """Owns both sockets until it is closed; ON_CLOSED is told once, with the outcome."""
 
-    __slots__ = ("_loop", "_moved", "_on_closed", "_timer", "initiator", "responder", "started", "state")
+    __slots__ = ("_loop", "_moved", "_moved_at", "_on_closed", "_timer", "initiator", "responder", "started",
+                 "state")  # fmt: skip
 
     def __init__(
         self,
@@ -90,7 +91,8 @@ class Relay:
         self._timer: Timer | None = None
         self.state = State.LIVE
         self.started = loop.clock()
-        self._moved = 0, self.started  # octets, and when it was seen that more had
+        self._moved = 0  # octets, and when it was seen that more had
+        self._moved_at = self.started
         self.responder = End(self, responder, initiator, pools)
         self.initiator = End(self, initiator, responder, pools)
         self.responder.peer, self.initiator.peer = self.initiator, self.responder
@@ -152,8 +154,8 @@ class Relay:
         IDLE seconds without an octet end it too, unless 0.  A peer that merely pauses acknowledges.
         """
         now, moved = self._loop.clock(), self.to_initiator + self.to_responder
-        if moved != self._moved[0]:
-            self._moved = moved, now
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, now
         for end in (self.responder, self.initiator):
             if code := sockets.failure(end.source):  # one that the loop has been told to forget
                 self.fail(code)
@@ -166,7 +168,7 @@ class Relay:
             elif now - end.unanswered_since >= dead_after:
                 self.close(Outcome.TIMED_OUT)
                 return
-        if idle and now - self._moved[1] >= idle:
+        if idle and now - self._moved_at >= idle:
             self.close(Outcome.IDLE)
 
     def fail(self, code: int | None) -> None:
