@@ -22,6 +22,8 @@ NO_NAME = Hello("")
 class HelloReader:
     """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
 
+    __slots__ = ("_data", "_message", "_seen", "beyond", "found", "whole")
+
     def __init__(self) -> None:
         self.found: Hello | None = None  # what `feed` said last
         self.whole = False  # the octets up to BEYOND are one ClientHello and nothing else

@@ -8,7 +8,6 @@ as functions.
 from __future__ import annotations
 
 import enum
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from taaslib.limits import Limits
 from taaslib.loop import Handler, Loop
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
+from taaslib.sockets import Socket
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
 from taaslib.trial import take
 
@@ -47,8 +47,8 @@ class FrontDoor:
     redirector: Callable[[Request, str, Peer, str | None], Answer]
     label_of_host: Callable[[str], str | None]
     passage: Callable[[str | None], Passage]
-    pass_through: Callable[[str, socket.socket, Peer, bytes], None]
-    stay: Callable[[socket.socket, Peer, Right, bytes], None]
+    pass_through: Callable[[str, Socket, Peer, bytes], None]
+    stay: Callable[[Socket, Peer, Right, bytes], None]
     release: Callable[[Right], None]
     https_port: Callable[[], int]
     names: tuple[str, str]  # of the registrar, and above all labels
@@ -56,7 +56,7 @@ class FrontDoor:
     _exchanges: dict[Exchange, None] = field(default_factory=dict)  # oldest first
     _of_address: dict[str, dict[Exchange, None]] = field(default_factory=dict)
 
-    def welcome(self, plain: bool, sock: socket.socket, peer: Peer) -> None:
+    def welcome(self, plain: bool, sock: Socket, peer: Peer) -> None:
         """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
         network = names.network_of(peer.address)
         neighbours = self._of_address.get(network, {})
@@ -146,7 +146,7 @@ class State(enum.Enum):
 class Exchange(Handler):
     """One connection to the front door."""
 
-    def __init__(self, door: FrontDoor, sock: socket.socket, peer: Peer, plain: bool) -> None:
+    def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: bool) -> None:
         self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)

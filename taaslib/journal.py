@@ -10,7 +10,6 @@ import logging.handlers
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +40,7 @@ class Journal:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._minute_ends = 0.0
-        self._written: Counter[Outcome] = Counter()  # in this minute, and what was too many
+        self._written: dict[Outcome, int] = {}  # in this minute, and what was too many
         self.counts = dict.fromkeys(Outcome, 0)  # since the start, written or not
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
         self.configure(None)
@@ -64,13 +63,13 @@ class Journal:
             return
         if self._clock() >= self._minute_ends:
             self._tell_suppressed()
-        self._written[outcome] += 1
-        if self._written[outcome] <= self._most:
+        count = self._written[outcome] = self._written.get(outcome, 0) + 1
+        if count <= self._most:
             self._write(level, outcome, facts)
 
     def _tell_suppressed(self) -> None:
         """Strangers bring about most of what is noted; they shall not fill the disk."""
-        written, self._written = self._written, Counter()
+        written, self._written = self._written, {}
         self._minute_ends = self._clock() + _MINUTE
         for outcome, count in written.items():
             if count > self._most:

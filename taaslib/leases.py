@@ -21,6 +21,7 @@ from taaslib.lobby import Lobby
 from taaslib.loop import Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
+from taaslib.sockets import Socket
 from taaslib.store import Store, StoreError
 
 _RANDOM_TRIES = 32  # before all ports are tried in a row: at 4,500 ports and half of them taken, 1 in 4e9
@@ -117,7 +118,7 @@ class Leases:
         self.release(right)
         raise NoPort("no port is free")
 
-    def _claim(self, port: int, sock: socket.socket, peer: Peer) -> None:
+    def _claim(self, port: int, sock: Socket, peer: Peer) -> None:
         lease = self._ps[port]
         if self.claim == "address" and network_of(peer.address) != lease.claimant:
             sock.close()
@@ -126,7 +127,7 @@ class Leases:
         self._close_p(port, Outcome.CLAIMED)
         self.welcome(sock, peer, lease.right)
 
-    def welcome(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+    def welcome(self, sock: Socket, peer: Peer, right: Right, early: bytes = b"") -> None:
         """RIGHT's holder has come: let it wait, if the right still stands."""
         with contextlib.suppress(StoreError):
             if not self.holds(right):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import enum
 import math
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
@@ -25,6 +24,7 @@ from taaslib.pump import Pools
 from taaslib.recorder import Record, Recorder
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
+from taaslib.sockets import Socket
 from taaslib.trial import Trial, take
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
@@ -44,11 +44,11 @@ class Leg(Handler):
                  "state", "timer", "until")  # fmt: skip
 
     def __init__(
-        self, lobby: Lobby, sock: socket.socket, peer: Peer, label: str, right: Right | None
+        self, lobby: Lobby, sock: Socket, peer: Peer, label: str, right: Right | None
     ) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
         self.since = lobby.loop.clock()
-        self.early = bytearray()
+        self.early = b""
         self.hello = HelloReader() if right is None else None  # what the early octets are
         self.until = math.inf  # when a hello that was sent once is sent no more
         self.at_end = False  # its FIN has come
@@ -113,11 +113,12 @@ class Lobby:
         self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
         self._live: dict[Relay, tuple[Leg, Leg, Record]] = {}
         self.recorder = Recorder(limits)
+        self._on_closed = self._relay_closed  # one for all relays
         self._check_live()
 
     # Who comes
 
-    def welcome_responder(self, sock: socket.socket, peer: Peer, right: Right, early: bytes = b"") -> None:
+    def welcome_responder(self, sock: Socket, peer: Peer, right: Right, early: bytes = b"") -> None:
         """A hidden server's connection has claimed its port p, or stays behind its registration."""
         try:
             sockets.user_timeout(sock, self.limits.user_timeout)
@@ -125,8 +126,8 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
-        leg.early += early
-        leg.seats = (("responders", ""),)
+        leg.early = early
+        leg.seats = _WAITING_SEATS
         self.tally.take(*leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
@@ -139,23 +140,21 @@ class Lobby:
         else:
             self._act(leg, answer)
 
-    def welcome_initiator(self, label: str, sock: socket.socket, peer: Peer, early: bytes = b"") -> None:
+    def welcome_initiator(self, label: str, sock: Socket, peer: Peer, early: bytes = b"") -> None:
         """A mobile client has come to port q, or through the front door with its EARLY octets.
 
         It is paired once it speaks, or soon without.
         """
-        network = network_of(peer.address)
-        seats = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
-        unpaired = "unpaired_per_address", network
-        if full := self.tally.full(*seats, unpaired):
+        seats, _ = _visitor_seats(label, network_of(peer.address))
+        if full := self.tally.full(*seats):
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
         leg = Leg(self, sock, peer, label, None)
-        leg.seats = *seats, unpaired
+        leg.seats = seats
         self.tally.take(*leg.seats)
         if early and leg.hello:
-            leg.early += early
+            leg.early = early
             leg.hello.feed(early)
             self._seek(leg)
             return
@@ -200,9 +199,9 @@ class Lobby:
             _cancel(leg)
             leg.state = State.PAIRED
         self.tally.give_back(initiator.seats[-1], *responder.seats)
-        initiator.seats = initiator.seats[:-1]
         id = responder.right.id if responder.right else ""
-        responder.seats = (("pairs_per_id", id),)
+        _, initiator.seats = _visitor_seats(initiator.label, network_of(initiator.peer.address))
+        responder.seats = _pair_seats(id)
         self.tally.take(*responder.seats)
         now = self.loop.clock()
         record = self.recorder.begin(
@@ -211,26 +210,26 @@ class Lobby:
         )  # fmt: skip
         ends = {"responder": responder.peer, "initiator": initiator.peer}
         self.journal.note(Outcome.PAIRED, label=responder.label, **ends)
-        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._relay_closed)
+        relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, self._on_closed)
         self._live[relay] = responder, initiator, record
         introduced = responder.right and responder.right.proxy
         header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
-        early, hello = bytes(initiator.early), initiator.hello
-        initiator.early, initiator.hello = bytearray(), None
+        early, hello = initiator.early, initiator.hello
+        initiator.early, initiator.hello = b"", None
         if hello and hello.whole and not responder.early and self.limits.fail_over:
             credulous = initiator.until == math.inf
             initiator.until = min(initiator.until, now + self.limits.fail_over)
             on_dead = partial(self._fail_over, relay, early, hello)
             Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
             return
-        relay.start(bytes(responder.early), header + early, initiator_at_end=initiator.at_end)
-        responder.early.clear()
+        from_responder, responder.early = responder.early, b""
+        relay.start(from_responder, header + early, initiator_at_end=initiator.at_end)
 
     def _fail_over(self, relay: Relay, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
         initiator = self._part(relay, Outcome.FAILED_OVER, cause=cause)
-        initiator.early, initiator.hello = bytearray(early), hello
-        initiator.seats += (("unpaired_per_address", network_of(initiator.peer.address)),)
+        initiator.early, initiator.hello = early, hello
+        initiator.seats, _ = _visitor_seats(initiator.label, network_of(initiator.peer.address))
         self.tally.take(*initiator.seats)
         if self.loop.clock() < initiator.until:
             self._seek(initiator)
@@ -338,6 +337,19 @@ class Lobby:
         self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
             relay.check(limits.dead_after, limits.idle)
+
+_WAITING_SEATS: tuple[Seat, ...] = (("responders", ""),)
+
+# Kept, because thousands share them, and hold them for as long as they are here.
+@lru_cache(maxsize=4096)
+def _visitor_seats(label: str, network: str) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
+    """What a visitor takes before it is paired, and after."""
+    paired = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
+    return (*paired, ("unpaired_per_address", network)), paired
+
+@lru_cache(maxsize=4096)
+def _pair_seats(id: str) -> tuple[Seat, ...]:
+    return (("pairs_per_id", id),)
 
 def _cancel(leg: Leg) -> None:
     if leg.timer:

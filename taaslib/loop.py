@@ -13,11 +13,14 @@ import heapq
 import select
 import selectors
 import time
+from array import array
 from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
 READ, WRITE, FAILED, HUNG_UP, FINISHED = 0x001, 0x004, 0x008, 0x010, 0x2000  # epoll's own numbers
+_ASKED = READ | WRITE | FINISHED
+_PATIENT = 0x4000  # beside them in our own notes
 _MAX_EVENTS = 1024  # descriptors served in one turn
 _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
 
@@ -65,9 +68,8 @@ class Loop:
         self.clock = clock  # seconds; tests bring their own
         self._on_fault = on_fault
         self._poller = poller or (EpollPoller() if hasattr(select, "epoll") else SelectorsPoller())
-        self._handlers: dict[int, Handler] = {}
-        self._interest: dict[int, int] = {}
-        self._patient: set[int] = set()
+        self._handlers: list[Handler | None] = []  # by descriptor: a tenth of a dict's memory
+        self._interest = array("H")
         self._ready_patient: dict[int, int] = {}  # fd -> events, in the order of their coming
         self._fresh: set[int] = set()  # watched since this turn's poll: what it said is about a predecessor
         self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
@@ -83,31 +85,31 @@ class Loop:
 
         A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
         """
-        new = READ * read | WRITE * write | FINISHED * finished
-        old = self._interest.get(fd)
-        if old is None:
+        new = READ * read | WRITE * write | FINISHED * finished | _PATIENT * patient
+        if fd >= len(self._handlers):
+            self._make_room(fd)
+        if self._handlers[fd] is None:
+            self._poller.set(fd, None, new & _ASKED)
             self._fresh.add(fd)
-        if new != old:
-            self._poller.set(fd, old, new)
-            self._interest[fd] = new
+        elif new != self._interest[fd]:
+            self._poller.set(fd, self._interest[fd] & _ASKED, new & _ASKED)
+        self._interest[fd] = new
         self._handlers[fd] = handler
-        if patient:
-            self._patient.add(fd)
-        else:
-            self._patient.discard(fd)
 
     def forget(self, fd: int, *, closing: bool = False) -> None:
         """Stop watching FD; do so before it is closed.  Forgetting twice does nothing.
 
         CLOSING: it is closed next, which epoll notices by itself.
         """
-        old = self._interest.pop(fd, None)
-        if old is not None:
+        if self.watches(fd):
             if not (closing and self._poller.sees_closing):
-                self._poller.set(fd, old, None)
-            del self._handlers[fd]
-            self._patient.discard(fd)
+                self._poller.set(fd, self._interest[fd] & _ASKED, None)
+            self._handlers[fd] = None
             self._ready_patient.pop(fd, None)
+
+    def watches(self, fd: int) -> bool:
+        """Whether FD has a handler."""
+        return fd < len(self._handlers) and self._handlers[fd] is not None
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = Timer(call)
@@ -123,15 +125,17 @@ class Loop:
         self._fresh.clear()
         ready = self._poller.poll(patience)
         self.busy_since = self.clock()
-        handlers, interest, fresh, patient = self._handlers, self._interest, self._fresh, self._patient
+        handlers, interest, fresh = self._handlers, self._interest, self._fresh
         for fd, events in ready:
             # Looked up anew each time: a handler served earlier may have closed FD or changed its mind.
             if fd in fresh:
                 continue
-            if fd in patient:
+            handler = handlers[fd]
+            if handler is None:
+                continue
+            if interest[fd] & _PATIENT:
                 self._ready_patient[fd] = events
-            elif events == READ and interest.get(fd, 0) & READ:  # nearly always
-                handler = handlers[fd]
+            elif events == READ and interest[fd] & READ:  # nearly always
                 try:
                     handler.on_readable()
                 except Exception:
@@ -149,7 +153,7 @@ class Loop:
         self._poller.close()
 
     def _serve(self, fd: int, events: int) -> None:
-        handler = self._handlers.get(fd)
+        handler = self._handlers[fd]
         if handler is None:
             return
         interest = self._interest[fd]
@@ -167,7 +171,13 @@ class Loop:
             self._on_fault(handler)
 
     def _still(self, fd: int, handler: Handler, event: int) -> bool:
-        return self._handlers.get(fd) is handler and bool(self._interest[fd] & event)
+        return self._handlers[fd] is handler and bool(self._interest[fd] & event)
+
+    def _make_room(self, fd: int) -> None:
+        # The last one stays free: -1 is the number of a closed socket.
+        more = max(fd + 2, 2 * len(self._handlers)) - len(self._handlers)
+        self._handlers += [None] * more
+        self._interest.extend([0] * more)
 
     def _call_due_timers(self) -> None:
         timers, due, now = self._timers, [], self.clock()

@@ -3,10 +3,10 @@
 Knows nothing of pairs, labels or the loop: its owner calls `fill` when the source is readable, `drain`
 when the sink is writable, and reads `pending`, `has_room` and `at_end` to know what to wait for.
 
-Two pumps behind the same verbs.  `RingPump` copies through a ring of octets and works everywhere.
-`SplicePump` (Linux) lets the kernel move pages through a pipe, which halves the CPU time per byte in bulk
-and costs more for small messages: it begins as a RingPump and splices after two full small reads in a row
-(bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB on).
+Two ways.  To copy through a ring of octets works everywhere.  To splice (Linux) lets the kernel move pages
+through a pipe, which halves the CPU time per byte in bulk and costs more for small messages: so that begins
+after two full small reads in a row (bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB
+on).
 
 A small message is received into one buffer that all pumps share, and nearly always sent whole.  Rings and
 pipes are borrowed from pools for as long as bytes stand in them, so that an idle pair owns neither, and a
@@ -32,10 +32,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 
-from taaslib.sockets import is_reserve
+from taaslib.sockets import Socket, is_reserve
 
 if sys.platform != "win32":
     import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
@@ -63,7 +62,7 @@ class Ring:
         self._start = 0
         self.pending = 0
 
-    def receive(self, sock: socket.socket) -> int:
+    def receive(self, sock: Socket) -> int:
         """recv(2) into the free space up to the buffer's end; returns octets (0: end of stream)."""
         if not self.pending:
             self._start = 0
@@ -73,7 +72,7 @@ class Ring:
         self.pending += count
         return count
 
-    def send(self, sock: socket.socket) -> int:
+    def send(self, sock: Socket) -> int:
         """send(2) the oldest octets up to the buffer's end; returns octets sent."""
         count = sock.send(self._buffer[self._start : min(self._start + self.pending, self.capacity)])
         self.pending -= count
@@ -96,11 +95,8 @@ class Pools:
         self.scratch = memoryview(bytearray(SMALL))  # empty between any two calls
 
     def follow(self, pump: str) -> None:
-        """Pumps to come are of this kind: auto, splice or ring."""
+        """What is done in bulk from now on: auto, splice or ring."""
         self.splices = can_splice if pump == "auto" else pump == "splice"
-
-    def pump(self, source: socket.socket, sink: socket.socket) -> RingPump:
-        return SplicePump(source, sink, self) if self.splices else RingPump(source, sink, self)
 
     def borrow_ring(self, capacity: int) -> Ring:
         rings = self._rings[capacity]
@@ -113,7 +109,9 @@ class Pools:
             rings.append(ring)
 
     def borrow_pipe(self) -> tuple[int, int] | None:
-        """The two ends of an empty pipe, or None where the kernel grants none that is worth it."""
+        """The two ends of an empty pipe; None where we do not splice or the kernel grants none worth it."""
+        if not self.splices:
+            return None
         return self._pipes.pop() if self._pipes else _new_pipe()
 
     def return_pipe(self, pipe: tuple[int, int], *, dirty: bool) -> None:
@@ -127,146 +125,127 @@ class Pools:
             _close_pipe(pipe)
         self._pipes.clear()
 
-class RingPump:
-    __slots__ = ("_full_reads", "_pools", "_ring", "_sink", "_source", "at_end", "copied", "spliced")
+class Pump:
+    """From SOURCE to SINK; spliced in bulk where POOLS lend a pipe, else through a ring."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, pools: Pools) -> None:
-        self._source, self._sink, self._pools = source, sink, pools
+    __slots__ = ("_full_reads", "_pipe", "_pools", "_ring", "at_end", "copied", "pending", "sink", "source",
+                 "spliced")  # fmt: skip
+
+    def __init__(self, source: Socket, sink: Socket, pools: Pools) -> None:
+        self.source, self.sink, self._pools = source, sink, pools
         self._ring: Ring | None = None
+        self._pipe: tuple[int, int] | None = None  # one of the two at most
         self._full_reads = 0
+        self.pending = 0  # octets taken from the source and not yet taken by the sink
         self.at_end = False  # the source said that no more will come
         self.copied = 0  # octets delivered to the sink's kernel by recv and send
         self.spliced = 0  # ... by splice
 
     @property
-    def pending(self) -> int:
-        """Octets taken from the source and not yet taken by the sink."""
-        return self._ring.pending if self._ring else 0
-
-    @property
     def has_room(self) -> bool:
-        ring = self._ring
-        return not self.at_end and (ring is None or ring.pending < ring.capacity)
+        if self.at_end or not self.pending:
+            return not self.at_end
+        return self._ring is not None and self.pending < self._ring.capacity
 
     def fill(self) -> bool:
         """Take what the source has, up to a bound, and offer it to the sink at once.  Raises OSError.
 
         Returns whether the sink took all and more may come: then there is nothing else to do.
         """
-        if self._full_reads >= _FULL_READS or self._ring is not None:
+        if self._full_reads >= _FULL_READS or self.pending:
             self._fill_in_bulk()
             return not (self.at_end or self.pending)
         scratch = self._pools.scratch
         try:
-            count = self._source.recv_into(scratch)
+            count = self.source.recv_into(scratch)
         except BlockingIOError:  # an urgent octet alone, or another's event
             return True
         self._full_reads = self._full_reads + 1 if count == SMALL else 0
-        if not count:
-            self.at_end = True
-            return False
+        if count:
+            return self.give(scratch[:count])
+        self.at_end = True
+        return False
+
+    def give(self, data: bytes | memoryview) -> bool:
+        """Offer DATA, which nothing is in front of, to the sink; whether it took all.  Raises OSError."""
         try:
-            sent = self._sink.send(scratch[:count])
+            sent = self.sink.send(data)
         except BlockingIOError:
             sent = 0
         self.copied += sent
-        if sent == count:
+        if sent == len(data):
             return True
-        self.preload(scratch[sent:count])
+        self.preload(data[sent:])
         return False
 
+    def preload(self, data: bytes | memoryview) -> None:
+        """Let DATA, which nothing is in front of, come before all that will be read."""
+        if data:
+            self._ring = self._pools.borrow_ring(SMALL) if len(data) <= SMALL else Ring(len(data))
+            self._ring.put(data)
+            self.pending = len(data)
+
     def _fill_in_bulk(self) -> None:
+        if self._pipe is None and self._ring is None:
+            self._pipe = self._pools.borrow_pipe()
+        if self._pipe is None:
+            self._fill_ring()
+        elif not self.pending:
+            try:
+                self.pending = os.splice(self.source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                pass
+            came = self.pending
+            self.drain()
+            if came < _TRICKLE and not self.pending:
+                self._full_reads = 0
+            if came:
+                return
+            self._fill_ring()
+        self.drain()
+
+    def _fill_ring(self) -> None:
         ring = self._ring
         if ring is None:
             wanted = LARGE if self._full_reads >= _FULL_READS else SMALL
             ring = self._ring = self._pools.borrow_ring(wanted)
         elif ring.pending == ring.capacity:
-            return self.drain()
+            return
         try:
-            count = ring.receive(self._source)
+            count = ring.receive(self.source)
         except BlockingIOError:
             count = -1
         if count < SMALL:
             self._full_reads = 0
-        if count == 0:
-            self.at_end = True
-        return self.drain()
+        self.at_end = count == 0
+        self.pending = ring.pending
 
     def drain(self) -> None:
         """Give the sink what it takes.  Raises OSError."""
-        ring = self._ring
-        if ring is None:
-            return
+        pools, ring, pipe = self._pools, self._ring, self._pipe
         try:
-            while ring.pending:
-                self.copied += ring.send(self._sink)
+            if ring:
+                while ring.pending:
+                    self.copied += ring.send(self.sink)
+                pools.return_ring(ring)
+                self._ring = None
+            elif pipe:
+                while self.pending:
+                    moved = os.splice(pipe[0], self.sink.fileno(), self.pending, flags=_SPLICE_FLAGS)
+                    self.pending -= moved
+                    self.spliced += moved
+                pools.return_pipe(pipe, dirty=False)
+                self._pipe = None
         except BlockingIOError:
-            return
-        self._pools.return_ring(ring)
-        self._ring = None
-
-    def preload(self, early: bytes | memoryview) -> None:
-        """Let octets that were read already, which nothing is in front of, come before all others."""
-        if early:
-            self._ring = self._pools.borrow_ring(SMALL) if len(early) <= SMALL else Ring(len(early))
-            self._ring.put(early)
+            pass
+        if ring:
+            self.pending = ring.pending
 
     def close(self) -> None:
         """Give back what is borrowed; the pump is not used again."""
         if self._ring:
             self._pools.return_ring(self._ring)
             self._ring = None
-
-class SplicePump(RingPump):
-    __slots__ = ("_in_pipe", "_pipe")
-
-    def __init__(self, source: socket.socket, sink: socket.socket, pools: Pools) -> None:
-        super().__init__(source, sink, pools)
-        self._pipe: tuple[int, int] | None = None
-        self._in_pipe = 0  # octets
-
-    @property
-    def pending(self) -> int:
-        return self._in_pipe or (self._ring.pending if self._ring else 0)
-
-    @property
-    def has_room(self) -> bool:
-        ring = self._ring
-        return not (self.at_end or self._in_pipe) and (ring is None or ring.pending < ring.capacity)
-
-    def _fill_in_bulk(self) -> None:
-        if self._in_pipe:
-            return self.drain()
-        if self._ring is None:
-            self._pipe = self._pools.borrow_pipe()
-        if self._pipe is None:
-            return super()._fill_in_bulk()
-        try:
-            self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
-        except BlockingIOError:
-            pass
-        came = self._in_pipe
-        self.drain()
-        if came < _TRICKLE and not self._in_pipe:
-            self._full_reads = 0
-        return None if came else super()._fill_in_bulk()
-
-    def drain(self) -> None:
-        if self._pipe is None:
-            return super().drain()
-        try:
-            while self._in_pipe:
-                moved = os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe, flags=_SPLICE_FLAGS)
-                self._in_pipe -= moved
-                self.spliced += moved
-        except BlockingIOError:
-            return None
-        self._pools.return_pipe(self._pipe, dirty=False)
-        self._pipe = None
-        return None
-
-    def close(self) -> None:
-        super().close()
         if self._pipe:
             self._pools.return_pipe(self._pipe, dirty=True)
             self._pipe = None

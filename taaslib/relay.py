@@ -20,7 +20,8 @@ from collections.abc import Callable
 from taaslib import sockets
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
-from taaslib.pump import Pools, RingPump
+from taaslib.pump import Pools, Pump
+from taaslib.sockets import Socket
 
 _DELIVERY_CHECK_SECONDS = 1.0
 _THEIRS = (Outcome.COMPLETE, Outcome.RESET, Outcome.TIMED_OUT)  # what either end brings about
@@ -32,23 +33,23 @@ class State(enum.Enum):
     DELIVERING = "delivering"
     CLOSED = "closed"
 
-class End(Handler):
-    """One of a relay's two sockets, with the pump that reads it and, in `peer`, the one that writes it."""
+class End(Pump, Handler):
+    """One of a relay's two sockets, its source; it is read from here and written to by the other, `peer`."""
 
-    __slots__ = ("_loop", "_relay", "fd", "peer", "pump", "shut", "sock", "unanswered_since")
+    __slots__ = ("_relay", "fd", "peer", "shut", "unanswered_since")
 
     peer: End
-    pump: RingPump
 
-    def __init__(self, loop: Loop, relay: Relay, sock: socket.socket) -> None:
-        self._loop, self._relay, self.sock = loop, relay, sock
-        self.fd = sock.fileno()
+    def __init__(self, relay: Relay, source: Socket, sink: Socket, pools: Pools) -> None:
+        Pump.__init__(self, source, sink, pools)
+        self._relay = relay
+        self.fd = source.fileno()
         self.shut = False  # our FIN to this end is sent
         self.unanswered_since: float | None = None  # when `check` first saw octets without an ACK
 
     def on_readable(self) -> None:
         try:
-            settled = self.pump.fill()
+            settled = self.fill()
         except OSError as error:
             self._relay.fail(error.errno, self)
             return
@@ -56,7 +57,7 @@ class End(Handler):
             self._relay.update()
 
     def on_writable(self) -> None:
-        pump = self.peer.pump
+        pump = self.peer
         try:
             pump.drain()
             if pump.has_room and not pump.pending:
@@ -67,37 +68,19 @@ class End(Handler):
         self._relay.update()
 
     def on_failed(self) -> None:
-        self._relay.fail(sockets.failure(self.sock), self)
+        self._relay.fail(sockets.failure(self.source), self)
 
     def abort(self) -> None:
         self._relay.close(Outcome.FAULT)
 
-    def pass_fin_on(self) -> None:
-        """Send our FIN once the other end has said its last word and all of it is delivered."""
-        incoming = self.peer.pump
-        if incoming.at_end and not self._relay.ended_by:
-            self._relay.blame(self.peer, "fin")
-        if incoming.at_end and not incoming.pending and not self.shut:
-            self.shut = True
-            self.sock.shutdown(socket.SHUT_WR)
-
-    def update_interest(self) -> None:
-        read, write = self.pump.has_room, self.peer.pump.pending > 0
-        if self.shut and not read:
-            # Nothing more to hear or say: once both FINs are exchanged HUP can't be masked and would spin.
-            self._loop.forget(self.fd)
-        else:
-            # Reading sees the end too; but to change what the leg waited for would be one more system call.
-            self._loop.watch(self.fd, self, read=read, write=write, finished=read)
-
 class Relay:
     """Owns both sockets until it is closed; ON_CLOSED is told once: the outcome, how either path was."""
 
-    __slots__ = ("_loop", "_moved", "_on_closed", "_timer", "ended_by", "how", "initiator", "responder",
-                 "started", "state")  # fmt: skip
+    __slots__ = ("_loop", "_moved", "_moved_at", "_on_closed", "_timer", "ended_by", "how", "initiator",
+                 "responder", "started", "state")  # fmt: skip
 
     def __init__(
-        self, loop: Loop, pools: Pools, responder: socket.socket, initiator: socket.socket,
+        self, loop: Loop, pools: Pools, responder: Socket, initiator: Socket,
         on_closed: Callable[[Relay, Outcome, sockets.Path, sockets.Path], None],
     ) -> None:
         self._loop = loop
@@ -106,10 +89,11 @@ class Relay:
         self.state = State.LIVE
         self.ended_by = self.how = ""  # as in recorder.py's Record
         self.started = loop.clock()
-        self._moved = 0, self.started  # octets, and when it was seen that more had
-        self.responder, self.initiator = End(loop, self, responder), End(loop, self, initiator)
-        for end, peer in ((self.responder, self.initiator), (self.initiator, self.responder)):
-            end.peer, end.pump = peer, pools.pump(end.sock, peer.sock)
+        self._moved = 0  # octets, and when it was seen that more had
+        self._moved_at = self.started
+        self.responder = End(self, responder, initiator, pools)
+        self.initiator = End(self, initiator, responder, pools)
+        self.responder.peer, self.initiator.peer = self.initiator, self.responder
 
     def __repr__(self) -> str:
         return f"<Relay {self.state.value} to-initiator={self.to_initiator} to-responder={self.to_responder}>"
@@ -117,40 +101,52 @@ class Relay:
     @property
     def to_initiator(self) -> int:
         """Octets delivered to the mobile client's kernel buffer so far."""
-        return self.responder.pump.copied + self.responder.pump.spliced
+        return self.responder.copied + self.responder.spliced
 
     @property
     def to_responder(self) -> int:
         """Octets delivered to the hidden server's kernel buffer so far."""
-        return self.initiator.pump.copied + self.initiator.pump.spliced
+        return self.initiator.copied + self.initiator.spliced
 
     def start(self, from_responder: bytes, from_initiator: bytes, *, initiator_at_end: bool) -> None:
         """Begin with what either side sent before they met."""
-        self.responder.pump.preload(from_responder)
-        self.initiator.pump.preload(from_initiator)
-        self.initiator.pump.at_end = initiator_at_end
+        self.initiator.at_end = initiator_at_end
         try:
-            sockets.user_timeout(self.responder.sock, 0)
-            self.responder.pump.drain()
-            self.initiator.pump.drain()
+            sockets.user_timeout(self.responder.source, 0)
+            if from_responder:
+                self.responder.give(from_responder)
+            if from_initiator:
+                self.initiator.give(from_initiator)
         except OSError as error:
             self.fail(error.errno, self.responder)
             return
         self.update()
 
     def update(self) -> None:
-        """Recompute from the pumps' state what to pass on and what to wait for."""
+        """Recompute from the ends' state what to pass on and what to wait for."""
+        one, other = self.responder, self.initiator
         try:
-            self.responder.pass_fin_on()
-            self.initiator.pass_fin_on()
+            for end in (one, other):
+                if end.at_end and not self.ended_by:
+                    self.blame(end, "fin")
+                # A FIN is passed on once all that came before it is delivered.
+                if end.at_end and not end.pending and not end.peer.shut:
+                    end.peer.shut = True
+                    end.sink.shutdown(socket.SHUT_WR)
         except OSError as error:  # ENOTCONN: the reset is about to be told
-            self.fail(error.errno, self.responder if self.initiator.shut else self.initiator)
+            self.fail(error.errno, end.peer)
             return
-        if self.responder.shut and self.initiator.shut:
+        if one.shut and other.shut:
             self._finish()
             return
-        self.responder.update_interest()
-        self.initiator.update_interest()
+        for end in (one, other):
+            read, write = end.has_room, end.peer.pending > 0
+            if end.shut and not read:
+                # Nothing more to hear or say: once both FINs are exchanged HUP, not to be masked, would spin.
+                self._loop.forget(end.fd)
+            else:
+                # Reading sees the end too; but to change what the leg waited for is one more system call.
+                self._loop.watch(end.fd, end, read=read, write=write, finished=read)
 
     def check(self, dead_after: float, idle: float) -> None:
         """Close the pair if a path is dead: what was sent stays unacknowledged for DEAD_AFTER seconds.
@@ -158,13 +154,13 @@ class Relay:
         IDLE seconds without an octet end it too, unless 0.  A peer that merely pauses acknowledges.
         """
         now, moved = self._loop.clock(), self.to_initiator + self.to_responder
-        if moved != self._moved[0]:
-            self._moved = moved, now
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, now
         for end in (self.responder, self.initiator):
-            if code := sockets.failure(end.sock):  # one that the loop has been told to forget
+            if code := sockets.failure(end.source):  # one that the loop has been told to forget
                 self.fail(code, end)
                 return
-            silence = sockets.unanswered(end.sock)
+            silence = sockets.unanswered(end.source)
             if silence is None:
                 end.unanswered_since = None
             elif end.unanswered_since is None or silence < now - end.unanswered_since:
@@ -173,7 +169,7 @@ class Relay:
                 self.blame(end, "timeout")
                 self.close(Outcome.TIMED_OUT)
                 return
-        if idle and now - self._moved[1] >= idle:
+        if idle and now - self._moved_at >= idle:
             self.close(Outcome.IDLE)
 
     def fail(self, code: int | None, end: End) -> None:
@@ -195,14 +191,14 @@ class Relay:
         if outcome not in _THEIRS:
             self.ended_by, self.how = "service", outcome.value
         ends = self.responder, self.initiator
-        paths = sockets.path(self.responder.sock), sockets.path(self.initiator.sock)
+        paths = sockets.path(self.responder.source), sockets.path(self.initiator.source)
         for end in ends:
             self._loop.forget(end.fd, closing=True)
-            end.pump.close()
+            end.close()
             if outcome is Outcome.COMPLETE:
-                end.sock.close()
+                end.source.close()
             else:
-                sockets.reset(end.sock)
+                sockets.reset(end.source)
         self._on_closed(self, outcome, *paths)
         for end in ends:
             del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
@@ -212,10 +208,10 @@ class Relay:
         ends = self.responder, self.initiator
         self.state = State.DELIVERING
         for end in ends:
-            if code := sockets.failure(end.sock):
+            if code := sockets.failure(end.source):
                 self.fail(code, end)
                 return
-        if any(sockets.unsent(end.sock) for end in ends):
+        if any(sockets.unsent(end.source) for end in ends):
             for end in ends:
                 self._loop.forget(end.fd)
             self._timer = self._loop.call_later(_DELIVERY_CHECK_SECONDS, self._finish)

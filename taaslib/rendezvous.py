@@ -13,14 +13,14 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 Leg = TypeVar("Leg", bound=Hashable)
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Paired(Generic[Leg]):
     """Relay between these two."""
 
     responder: Leg
     initiator: Leg
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiting(Generic[Leg]):
     """Keep the leg open; close `displaced`, whose seat it took."""
 
@@ -58,12 +58,12 @@ class Rendezvous(Generic[Leg]):
 
     def offer(self, label: str, id: str, responder: Leg, now: float) -> Answer[Leg]:
         """A hidden server's connection has come in, on the right of ID."""
-        room = self._rooms.setdefault(label, _Room())
+        room = self._rooms.get(label) or self._open(label)
         if room.initiators:
             initiator, _ = room.initiators.popitem(last=False)
             return self._pair(room, responder, initiator, now)
-        displaced = None
-        if sum(other == id for other in room.responders.values()) >= self._seats.responders_per_id:
+        displaced, most = None, self._seats.responders_per_id
+        if len(room.responders) >= most and sum(other == id for other in room.responders.values()) >= most:
             # The oldest NAT mapping is the likeliest to be dead; a new registration always wins over it.
             displaced = next(leg for leg, other in room.responders.items() if other == id)
             del room.responders[displaced]
@@ -74,7 +74,7 @@ class Rendezvous(Generic[Leg]):
 
     def seek(self, label: str, initiator: Leg, now: float) -> Answer[Leg]:
         """A mobile client's connection has come in and is ready to be paired."""
-        room = self._rooms.setdefault(label, _Room())
+        room = self._rooms.get(label) or self._open(label)
         if room.responders:
             responder, _ = room.responders.popitem(last=False)
             return self._pair(room, responder, initiator, now)
@@ -82,6 +82,10 @@ class Rendezvous(Generic[Leg]):
             return Refused()
         room.initiators[initiator] = None
         return Waiting()
+
+    def _open(self, label: str) -> _Room[Leg]:
+        room = self._rooms[label] = _Room()
+        return room
 
     def _pair(self, room: _Room[Leg], responder: Leg, initiator: Leg, now: float) -> Paired[Leg]:
         room.live += 1

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import ssl
 import time
 import traceback
@@ -26,7 +25,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
-from taaslib.sockets import tune
+from taaslib.sockets import Socket, tune
 from taaslib.startup import CannotStart, certificate_files, tls_contexts
 from taaslib.store import StoreError
 from taaslib.supervisor import Manager, Signals, StallWatch
@@ -207,7 +206,7 @@ class Service:
             raise CannotStart(self.config.path, f"[taas] address, {key}", why) from None
         plain = http_port is not None
 
-        def welcome(sock: socket.socket, peer: Peer) -> None:
+        def welcome(sock: Socket, peer: Peer) -> None:
             self.door.welcome(plain, sock, peer)  # there is no door yet
 
         self._listeners.append(Listener(self.loop, sock, welcome, self._on_exhausted))

@@ -13,6 +13,8 @@ bytes turns the answer on its way into a reset (RFC 9112 9.6).
 import socket
 import ssl
 
+from taaslib.sockets import Socket
+
 _CHUNK = 16 * 1024  # one TLS record's worth (RFC 8446 5.1)
 _MAX_UNREAD = 256 * 1024  # octets; a handshake with a long certificate chain is a tenth of it
 
@@ -22,7 +24,7 @@ class TlsFailed(Exception):
 class PlainStream:
     established = True  # its TLS, if it has any
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._sock = sock
         self._unsent = b""
 
@@ -59,7 +61,7 @@ class PlainStream:
         return True
 
 class TlsStream(PlainStream):
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, first: bytes = b"") -> None:
+    def __init__(self, sock: Socket, context: ssl.SSLContext, first: bytes = b"") -> None:
         """FIRST is what was read from SOCK before it was known that its TLS is ours."""
         super().__init__(sock)
         self._first = first

@@ -13,10 +13,11 @@ from taaslib.clienthello import HelloReader
 from taaslib.loop import Handler, Loop
 from taaslib.outcomes import Outcome
 from taaslib.relay import Relay, State
+from taaslib.sockets import Socket
 
 _SILENCE_SECONDS, _ROUND_TRIPS = 1.0, 3  # whichever is longer, without an ACK: dead
 
-def take(sock: socket.socket, hello: HelloReader, most: int) -> bytes:
+def take(sock: Socket, hello: HelloReader, most: int) -> bytes:
     """Up to MOST octets of what has come, fed to HELLO and none from behind it until that is found.
 
     Behind it may be 0-RTT data (RFC 8446 2.3), which must not travel twice: they stay in the socket.
@@ -44,7 +45,7 @@ class Trial(Handler):
     on_dead: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self._sock, sent, then = self.relay.responder.sock, 0, lambda: self._decide("silent")
+        self._sock, sent, then = self.relay.responder.source, 0, lambda: self._decide("silent")
         self._before, round_trip = sockets.acknowledged(self._sock)
         wait = min(self.patience, max(_ROUND_TRIPS * round_trip, _SILENCE_SECONDS))
         try:
@@ -53,7 +54,7 @@ class Trial(Handler):
             pass
         except OSError:  # reset, and not told yet; a turn later, lest a dead pool should recurse
             wait, then = 0.0, self.on_failed
-        self.relay.initiator.pump.copied = sent
+        self.relay.initiator.copied = sent
         self.first = self.first[sent:]
         self._timer = self.loop.call_later(wait, then)
         self.loop.watch(self.relay.responder.fd, self, read=True, write=False)
@@ -70,7 +71,7 @@ class Trial(Handler):
         self._decide("hung-up", bool(answer))  # a FIN without an ACK left before the hello came
 
     def on_failed(self) -> None:
-        if code := sockets.failure(self.relay.initiator.sock):
+        if code := sockets.failure(self.relay.initiator.source):
             self.relay.fail(code, self.relay.initiator)
         elif self._lost(self.credulous):
             self._give_up("reset")

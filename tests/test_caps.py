@@ -218,7 +218,7 @@ def test_where_the_kernel_has_none_left_accepting_pauses_and_resumes(
         def __init__(self, sock: socket.socket) -> None:
             self.sock = sock
 
-        def accept(self) -> tuple[socket.socket, object]:
+        def _accept(self) -> tuple[int, object]:
             tries.append(1)
             raise OSError(code, "none left")
 

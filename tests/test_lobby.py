@@ -112,7 +112,7 @@ def test_a_live_pair_has_no_user_timeout_that_would_end_a_paused_reader(house: H
     house.pair()
     (relay,) = house.service.lobby.relays
     for end in (relay.responder, relay.initiator):
-        assert end.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        assert end.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
 def test_an_urgent_octet_to_a_waiting_responder_does_not_spin(house: House) -> None:

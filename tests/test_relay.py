@@ -133,7 +133,7 @@ def the_end(house: House, event: str) -> dict[str, Any]:
 
 def stall(house: House, wire: Wire, relay: Relay, end: str = "responder") -> bytes:
     """Send over WIRE until the pump that reads it is full and its sink refuses more.  Returns it all."""
-    pump, sink = getattr(relay, end).pump, getattr(relay, end).peer.sock
+    pump, sink = getattr(relay, end), getattr(relay, end).sink
     sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # fixed: a stalled sink stays stalled
     sent = []
     for number in range(2000):
@@ -195,9 +195,9 @@ def test_octets_pass_unchanged_in_both_directions_at_once(
     assert (line["to_initiator"], line["to_responder"]) == (octets, octets + 1)
     for end in (relay.responder, relay.initiator):
         if pump == "ring" or octets < 2 * SMALL:
-            assert end.pump.spliced == 0
+            assert end.spliced == 0
         elif octets >= 3_000_000:
-            assert end.pump.spliced > end.pump.copied
+            assert end.spliced > end.copied
 
 
 @pytest.mark.parametrize("first", ["initiator", "responder"])
@@ -232,7 +232,7 @@ def test_a_fin_comes_after_all_that_was_sent_before_it(house: House, pump: str, 
     house.until(lambda: other.ended, "the FIN")
     assert (other.received, other.hash.hexdigest()) == (len(data), sha256(data))
     relay = the_relay(house)
-    moved_by = relay.initiator.pump if first == "initiator" else relay.responder.pump
+    moved_by = relay.initiator if first == "initiator" else relay.responder
     assert bool(moved_by.spliced) == (pump == "splice")
     assert falls_quiet(house)
 
@@ -299,7 +299,7 @@ def test_fifty_pairs_at_once_do_not_mix(build: Callable[..., House], pump: str) 
     )
     relays = house.service.lobby.relays
     assert sum(relay.to_initiator for relay in relays) == sum(map(len, payloads)) + 100
-    assert any(relay.initiator.pump.spliced for relay in relays) == (pump == "splice")
+    assert any(relay.initiator.spliced for relay in relays) == (pump == "splice")
     for wire in [*responders, *initiators]:
         wire.finish()
     house.until(lambda: not house.service.lobby.relays, "the pairs' ends")
@@ -395,7 +395,7 @@ def test_a_reader_who_pauses_gets_everything_later_and_costs_no_turns_meanwhile(
     house.until(lambda: len(reader.received) == len(sent), "everything")
     assert reader.received == sent
     assert falls_quiet(house)
-    moved_by = getattr(relay, end).pump
+    moved_by = getattr(relay, end)
     assert moved_by.copied + moved_by.spliced == len(sent) + (end == "initiator")
 
 
@@ -408,10 +408,10 @@ def test_a_paused_reader_s_octets_are_taken_no_further_than_a_bound(
     relay = the_relay(house)
     responder.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     responder.send(payload)
-    house.until(lambda: relay.responder.pump.pending > 0, "a stall")
+    house.until(lambda: relay.responder.pending > 0, "a stall")
     assert falls_quiet(house)
     moved = relay.to_initiator
-    assert 0 < relay.responder.pump.pending <= (PIPE if pump == "splice" else LARGE)
+    assert 0 < relay.responder.pending <= (PIPE if pump == "splice" else LARGE)
     assert len(responder.left) > 0
     house.pass_time(HOUR)
     house.turn(200)
@@ -419,12 +419,12 @@ def test_a_paused_reader_s_octets_are_taken_no_further_than_a_bound(
     assert quiet(house)
     # What the service keeps itself is in its pump: the rest stands in the kernel's buffers of two sockets.
     taken = len(payload) - len(responder.left)
-    unsent_of_ours = relay.responder.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    assert taken - moved - relay.responder.pump.pending <= unsent_of_ours + 4 * 65536
+    unsent_of_ours = relay.responder.source.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert taken - moved - relay.responder.pending <= unsent_of_ours + 4 * 65536
     initiator.paused = False
     house.until(lambda: initiator.received == len(payload), "everything")
     assert initiator.hash.hexdigest() == sha256(payload)
-    assert bool(relay.responder.pump.spliced) == (pump == "splice")
+    assert bool(relay.responder.spliced) == (pump == "splice")
 
 
 @pytest.mark.parametrize("paused", ["initiator", "responder"])
@@ -481,7 +481,7 @@ def test_a_pair_stays_until_a_paused_reader_s_kernel_has_it_all(house: House, pu
     reader.finish()
     house.until(lambda: relay.state is State.DELIVERING, "all in our kernel")
     end = relay.initiator if paused == "initiator" else relay.responder
-    assert sockets.unsent(end.sock) > 0
+    assert sockets.unsent(end.source) > 0
     for _ in range(6):
         house.pass_time(HOUR)
         assert relay.state is State.DELIVERING
@@ -581,7 +581,7 @@ def test_a_reset_in_bulk_ends_both_with_a_reset(
     assert other.was_reset and not other.ended
     line = the_end(house, "reset")
     assert line["to_initiator"] == relay.to_initiator > 0 or writing == "initiator"
-    pumps = (relay.initiator.pump, relay.responder.pump)
+    pumps = (relay.initiator, relay.responder)
     assert any(each.spliced for each in pumps) == (pump == "splice")
     assert quiet(house)
 
@@ -594,7 +594,7 @@ def test_a_reset_during_a_stall_is_no_clean_end_and_leaks_nothing_to_the_next_pa
     initiator.paused = True
     relay = the_relay(house)
     secret = stall(house, responder, relay)
-    assert relay.responder.pump.pending
+    assert relay.responder.pending
     (responder if who == "writer" else initiator).reset()
     house.until(lambda: not house.service.lobby.relays, "the pair's end")
     if who == "writer":
@@ -608,7 +608,7 @@ def test_a_reset_during_a_stall_is_no_clean_end_and_leaks_nothing_to_the_next_pa
     responder.send(data)
     house.until(lambda: len(initiator.received) >= len(data), "the next pair's octets")
     assert initiator.received == data
-    assert bool(the_relay(house).responder.pump.spliced) == (pump == "splice")
+    assert bool(the_relay(house).responder.spliced) == (pump == "splice")
 
 
 @pytest.mark.parametrize("who", ["initiator", "responder"])
@@ -621,7 +621,7 @@ def test_a_reset_by_one_whom_the_loop_was_told_to_forget_is_found_soon(house: Ho
     stall(house, writer, relay, who)
     reader.finish()
     house.until(lambda: writer.ended, "the reader's FIN")
-    assert getattr(relay, who).fd not in house.service.loop._interest
+    assert not house.service.loop.watches(getattr(relay, who).fd)
     writer.reset()
     house.pass_time(10.0)
     assert not house.service.lobby.relays
@@ -673,7 +673,7 @@ def test_an_urgent_octet_in_the_middle_of_bulk_neither_spins_nor_cuts(
     assert reader.received == expected
     assert falls_quiet(house)
     assert reader.ended == finish
-    moved_by = getattr(the_relay(house), who).pump
+    moved_by = getattr(the_relay(house), who)
     assert bool(moved_by.spliced) == (pump == "splice")
 
 
@@ -780,7 +780,7 @@ def test_a_path_that_acknowledges_nothing_is_dead_after_a_while(house: House, wh
     end = getattr(relay, who)
     with black_hole(lost.sock):
         other.send(b"into the void")
-        house.until(lambda: (sockets.unanswered(end.sock) or 0) > 0.05, "no acknowledgement")
+        house.until(lambda: (sockets.unanswered(end.source) or 0) > 0.05, "no acknowledgement")
         relay.check(0.04, 0.0)
         assert relay.state is State.LIVE  # one look alone proves nothing: the last ACK may be an hour old
         house.clock.now += 0.03
@@ -800,11 +800,11 @@ def test_a_path_that_comes_back_is_not_dead(house: House) -> None:
     relay = the_relay(house)
     with black_hole(initiator.sock):
         responder.send(b"late")
-        house.until(lambda: (sockets.unanswered(relay.initiator.sock) or 0) > 0.02, "no acknowledgement")
+        house.until(lambda: (sockets.unanswered(relay.initiator.source) or 0) > 0.02, "no acknowledgement")
         relay.check(60.0, 0.0)
         assert relay.initiator.unanswered_since == house.clock.now
     house.until(lambda: initiator.received == b"late", "the retransmission")
-    house.until(lambda: sockets.unanswered(relay.initiator.sock) is None, "the acknowledgement")
+    house.until(lambda: sockets.unanswered(relay.initiator.source) is None, "the acknowledgement")
     house.clock.now += 100.0
     relay.check(60.0, 0.0)
     assert relay.initiator.unanswered_since is None
@@ -818,7 +818,7 @@ def test_a_reader_whose_window_is_closed_is_not_dead(house: House) -> None:
     relay = the_relay(house)
     sent = stall(house, responder, relay)
     assert falls_quiet(house)
-    assert sockets.unsent(relay.initiator.sock) > 0
+    assert sockets.unsent(relay.initiator.source) > 0
     for _ in range(100):
         house.clock.now += 61.0
         relay.check(60.0, 0.0)
@@ -836,10 +836,10 @@ def test_a_live_pair_has_no_user_timeout_and_a_waiting_responder_has(house: Hous
     house.wire(house.q()).send(b"x")
     house.until(lambda: house.service.lobby.relays, "the pair")
     relay = the_relay(house)
-    assert relay.responder.sock.getsockopt(*option) == relay.initiator.sock.getsockopt(*option) == 0
+    assert relay.responder.source.getsockopt(*option) == relay.initiator.source.getsockopt(*option) == 0
     for end in (relay.responder, relay.initiator):
-        assert end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert end.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert end.source.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert end.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_silent_pair_lives_for_hours_by_default(house: House) -> None:
@@ -901,7 +901,7 @@ def test_without_epoll_octets_and_fins_pass_too(elsewhere: House, pump: str) -> 
     assert initiator.hash.hexdigest() == sha256(data[::-1])
     house.until(lambda: not house.service.lobby.relays, "the pair's end")
     the_end(house, "complete")
-    assert bool(relay.initiator.pump.spliced) == bool(relay.responder.pump.spliced) == (pump == "splice")
+    assert bool(relay.initiator.spliced) == bool(relay.responder.spliced) == (pump == "splice")
 
 
 def test_without_epoll_a_stall_with_both_fins_exchanged_is_idle_too(elsewhere: House) -> None:
@@ -1049,7 +1049,7 @@ def move():
     responder.finish(); initiator.finish()
     house.until(lambda: not house.service.lobby.relays)
     for end in (relay.responder, relay.initiator):
-        seen.append([end.pump.copied, end.pump.spliced])
+        seen.append([end.copied, end.spliced])
 
 move()
 greedy = []

@@ -142,7 +142,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         said = [bytes(side.said) for side in self.sides.values()]
         self.relay.start(from_responder=said[0], from_initiator=said[1], initiator_at_end=ended)
 
-    def closed(self, relay: Relay, outcome: Outcome) -> None:
+    def closed(self, relay: Relay, outcome: Outcome, *_: object) -> None:
         assert relay is self.relay and self.outcome is None
         self.outcome = outcome
 
@@ -156,7 +156,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Until the relay reads no more from this side, unless the other's kernel takes a lot."""
         side, end = self.sides[name], getattr(self.relay, name)
         for _ in range(30):
-            if side.may_speak and self.outcome is None and end.pump.has_room:
+            if side.may_speak and self.outcome is None and end.has_room:
                 side.say(side.chance.randbytes(100_000))
                 self.loop.turn(0.0)
         if side.may_speak and last_words:
@@ -215,8 +215,8 @@ class AnyInterleaving(RuleBasedStateMachine):
                 assert other.has_finished and side.heard == other.said
         if self.outcome is None:
             for end in (self.relay.responder, self.relay.initiator):
-                assert 0 <= end.pump.pending <= 1 << 20
-                self.happened["stalled"] += end.pump.pending > 0
+                assert 0 <= end.pending <= 1 << 20
+                self.happened["stalled"] += end.pending > 0
                 self.happened["half-closed"] += end.shut and not end.peer.shut
         else:
             assert self.relay.state is State.CLOSED
@@ -276,8 +276,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.happened[self.outcome.value] += 1
         self.happened["cut short"] += any(side.heard != other.said for side, other in self.both_ways())
         for end in (self.relay.responder, self.relay.initiator):
-            self.happened["copied"] += end.pump.copied > 0
-            self.happened["spliced"] += end.pump.spliced > 0
+            self.happened["copied"] += end.copied > 0
+            self.happened["spliced"] += end.spliced > 0
 
     def forget(self, side: Side) -> None:
         if side.sock.fileno() >= 0:
