@@ -28,6 +28,8 @@ from urllib.parse import urlsplit
 import make_cert
 from taasadmin.book import Book, Entry, Refused
 from taasadmin.doctor import FIX, PEM, Doctor, kind, meet, sha256_of
+from taasadmin.live import Live
+from taasadmin.steer import Rejected, Silent, Steer
 from taasadmin.wording import NO_PYOTP, called
 from taaslib import config, names
 from taaslib.ownership import Owner, make_folder, owner_of_files
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         (document, text), code = found.args, 1
     except config.ConfigError as error:
         return _fail(error, 2)
-    except (Refused, make_cert.Refused, StoreError, OSError) as error:
+    except (Refused, Rejected, Silent, make_cert.Refused, StoreError, OSError) as error:
         return _fail(error, 1)
     _say(json.dumps(document, indent=2) if arguments.json else text)
     return code
@@ -186,6 +188,16 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("--force", action="store_true", help="write over a file that is there")
     back = command("restore", Admin.restore, "put a backup in the place of the database")
     back.add_argument("file", metavar="FILE", type=Path)
+    command("status", Admin.status, "what the running service does: labels, agents, limits")
+    command("pairs", Admin.pairs, "the live pairs")
+    met = command("pairings", Admin.pairings, "who met whom under a label, and whose doing each end was")
+    met.add_argument("label", type=_label, metavar="LABEL")
+    kick = command("kick", Admin.kick, "end a live pair, or all of a label")
+    whom = kick.add_mutually_exclusive_group(required=True)
+    whom.add_argument("label", nargs="?", type=_label, metavar="LABEL")
+    whom.add_argument("--pair", type=_count, metavar="NUMBER", help="its number in `pairs`")
+    command("drain", Admin.drain, "let the service take nobody new, and end with its last live pair")
+    command("reload", Admin.reload, "let the service follow taas.ini and the certificate now")
     command("doctor", Admin.doctor, "look at all that the service needs, and say what to do")
     verify = command(
         "verify", Admin.verify, "whether a label's TLS ends at its hidden server, and nowhere before"
@@ -229,6 +241,12 @@ def _digest(text: str) -> str:
 def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port number (1-65535)")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return int(text)
 
 
@@ -468,6 +486,29 @@ class Admin:
         document = {"file": str(file.absolute()), "credentials": count, "schema": version}
         said = f"Restored {count} credentials from {file} (schema version {version})."
         return document, f"{said}\nA running service follows within two seconds."
+
+    def status(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().status()
+
+    def pairs(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().pairs()
+
+    def pairings(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().pairings(wanted.label)
+
+    def kick(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().kick(wanted.pair, wanted.label)
+
+    def drain(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().drain()
+
+    def reload(self, wanted: argparse.Namespace) -> Answer:
+        return self._live().reload()
+
+    def _live(self) -> Live:
+        if self._settings.socket is None:
+            raise Silent(f"{self._settings.path}: [admin] socket is empty: the service can't be asked")
+        return Live(Steer(self._settings.socket))
 
     def doctor(self, wanted: argparse.Namespace) -> Answer:
         findings = list(Doctor(self._settings, self._owner).findings())

@@ -54,6 +54,8 @@ class Config:
     tls: dict[str, tuple[Path, Path]] = field(default_factory=dict)  # own domain -> certificate, key
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
+    socket: Path | None = None
+    metrics: tuple[str, int] | None = None
 
     def public_address(self, family: int) -> str | None:
         """The public address of FAMILY (4 or 6), where the operator named one."""
@@ -82,19 +84,22 @@ def parse(text: str, path: Path) -> Config:
     except configparser.Error as error:
         raise ConfigError(path, "", " ".join(str(error).split())) from None
     for section in ini.sections():
-        if section not in ("taas", "limits", "log") and not section.startswith("tls "):
-            why = "unknown section; known are [taas], [limits], [log], [tls HOST]"
+        if section not in ("taas", "limits", "log", "admin") and not section.startswith("tls "):
+            why = "unknown section; known are [taas], [limits], [log], [admin], [tls HOST]"
             raise ConfigError(path, f"[{section}]", why)
     taas, log = _values(path, ini, "taas", _TAAS), _values(path, ini, "log", _LOG)
+    admin = _values(path, ini, "admin", _ADMIN)
     if taas.get("http_port") == taas.get("port", 443):
         raise ConfigError(path, "[taas] http-port", "is the same as port")
     wildcards = tuple("0.0.0.0" if ipaddress.ip_address(a).version == 4 else "::" for a in taas["public"])
     files = {key: path.parent / taas.get(key, default) for key, default in _FILES.items()}
     log["file"] = path.parent / log["file"] if log.get("file") else None
     taas = {"address": wildcards, **taas, **files}
+    here = admin.get("socket", files["database"].with_suffix(".sock"))
+    admin["socket"] = path.parent / here if here else None
     limits = Limits(**_values(path, ini, "limits", _LIMITS))
     tls = _tls(path, ini, taas["registrar"], taas["servers"])
-    return Config(path=path, tls=tls, limits=limits, log=Log(**log), **taas)
+    return Config(path=path, tls=tls, limits=limits, log=Log(**log), **taas, **admin)
 
 def _tls(
     path: Path, ini: configparser.ConfigParser, registrar: str, servers: str
@@ -162,6 +167,12 @@ def _port(text: str) -> int:
 
 def _port_or_none(text: str) -> int | None:
     return _port(text) if text else None
+
+def _loopback(text: str) -> tuple[str, int] | None:
+    host, _, port = text.rpartition(":")
+    if text and not ipaddress.ip_address(host.strip("[]")).is_loopback:
+        raise ValueError(f"{host} is no loopback address, and what is told there is for the operator")
+    return (str(ipaddress.ip_address(host.strip("[]"))), _port(port)) if text else None
 
 def _ports(text: str) -> tuple[range, ...]:
     ranges = []
@@ -242,6 +253,7 @@ _LIMITS: dict[str, Callable[[str], Any]] = {
 _FILES = {"certificate": "registrar.crt", "key": "registrar.key", "database": "taas.db"}
 _REQUIRED = {"taas": ("public", "registrar", "servers"), "tls": ("certificate", "key")}
 _TLS: dict[str, Callable[[str], Any]] = {"certificate": _path, "key": _path}
+_ADMIN: dict[str, Callable[[str], Any]] = {"socket": _text, "metrics": _loopback}
 _LOG: dict[str, Callable[[str], Any]] = {
     "file": _text, "format": _one_of("text", "json"), "lines-per-minute": _count,
     "level": _one_of("debug", "info", "warning", "error"),

@@ -35,6 +35,8 @@ class Passage(enum.Enum):
     THROUGH = "through"  # to the hidden server, whose TLS it is
     CLOSED = "closed"  # the hidden server's TLS, and it is not here
 
+Plain = Callable[[Request, Peer], Answer]
+
 @dataclass(eq=False)
 class FrontDoor:
     """Everything that the exchanges share.  `contexts`, by server name, may be exchanged at any time."""
@@ -56,8 +58,8 @@ class FrontDoor:
     _exchanges: dict[Exchange, None] = field(default_factory=dict)  # oldest first
     _of_address: dict[str, dict[Exchange, None]] = field(default_factory=dict)
 
-    def welcome(self, plain: bool, sock: Socket, peer: Peer) -> None:
-        """Take over a connection that was accepted, on the port of PLAIN HTTP or on that of TLS."""
+    def welcome(self, plain: Plain | None, sock: Socket, peer: Peer) -> None:
+        """Take over a connection that was accepted; PLAIN answers it where no TLS is spoken."""
         network = names.network_of(peer.address)
         neighbours = self._of_address.get(network, {})
         # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
@@ -92,7 +94,7 @@ class FrontDoor:
             return self.redirector(request, label, peer, host)
         return _misdirected()
 
-    def upgrade(self, request: Request) -> Answer:
+    def upgrade(self, request: Request, peer: Peer) -> Answer:
         """The answer on the port of plain HTTP: the same address with https, for names below `servers`.
 
         Raises BadRequest.
@@ -115,8 +117,8 @@ class FrontDoor:
             self._of_address.pop(network, None)
 
     @property
-    def busy(self) -> bool:
-        return bool(self._exchanges)
+    def count(self) -> int:
+        return len(self._exchanges)
 
     def drain(self) -> None:
         """Let answers that are on their way arrive; close all others."""
@@ -146,7 +148,7 @@ class State(enum.Enum):
 class Exchange(Handler):
     """One connection to the front door."""
 
-    def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: bool) -> None:
+    def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
         self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
@@ -275,7 +277,7 @@ class Exchange(Handler):
                 return
             bodiless = request.method == "HEAD"
             if self._plain:
-                answer = door.upgrade(request)
+                answer = self._plain(request, self.peer)
             else:
                 answer = door.answer(request, self.peer, self._certificate)
         except BadRequest as error:

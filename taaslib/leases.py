@@ -235,6 +235,15 @@ class Leases:
         listeners = [lease.listener for lease in self._ps.values()]
         return listeners + [each for lease in self._qs.values() for each in lease.listeners]
 
+    @property
+    def count(self) -> int:
+        """How many ports are open."""
+        return len(self._ps) + len(self._qs)
+
+    def q_of(self, label: str) -> int | None:
+        """LABEL's port q while it is open."""
+        return self._qs[label].port if label in self._qs else None
+
     def holds(self, right: Right) -> bool:
         """Whether RIGHT still stands.  Raises StoreError."""
         return self.store.rights(right.id, right.label) == right.generation

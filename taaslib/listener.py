@@ -8,7 +8,9 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from collections.abc import Callable
+from pathlib import Path
 
 from taaslib.limits import Limits
 from taaslib.loop import Handler, Loop, Timer
@@ -19,6 +21,7 @@ _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
 _PER_TURN = 64  # connections accepted in one turn, so that live pairs get theirs
 _ANY = ("0.0.0.0", "::")  # each connection to these came to another address
+OPERATOR = Peer("operator", 0, "operator")  # whoever comes by the runtime socket
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 def open_port(address: str, port: int, limits: Limits) -> socket.socket:
@@ -46,6 +49,27 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
         raise
     return sock
 
+def open_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
+    """The same at PATH, for its OWNER (uid, gid) alone, in place of one that was left.  Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "it is there, and no socket")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.setblocking(False)
+        sock.bind(str(path))
+        if owner:
+            os.chown(path, *owner, follow_symlinks=False)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -62,7 +86,8 @@ class Listener(Handler):
         self._loop = loop
         self.sock = sock
         self._family = int(sock.family)
-        self._local: tuple[str, int] = sock.getsockname()[:2]
+        self._is_operators = self._family == getattr(socket, "AF_UNIX", None)
+        self._local: tuple[str, int] = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -93,14 +118,17 @@ class Listener(Handler):
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
             sock = Socket(self._family, socket.SOCK_STREAM, 0, fd)
-            if is_reserve(fd):
+            if is_reserve(fd) and not self._is_operators:
                 sock.close()
                 self._on_exhausted(_none_left())
                 continue
             sock.setblocking(False)
             try:
                 local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
-                peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
+                if self._is_operators:
+                    peer = OPERATOR
+                else:
+                    peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

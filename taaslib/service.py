@@ -7,17 +7,20 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from taaslib import __version__, startup
 from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.journal import Journal
 from taaslib.leases import Leases
-from taaslib.listener import Listener, open_port
+from taaslib.listener import Listener, open_port, open_unix
 from taaslib.lobby import Lobby
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, host_port
@@ -25,6 +28,7 @@ from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
+from taaslib.runtime import Runtime
 from taaslib.sockets import Socket, tune
 from taaslib.startup import CannotStart, certificate_files, tls_contexts
 from taaslib.store import StoreError
@@ -34,7 +38,7 @@ _STORE_POLL_SECONDS = 1.0  # a change by taas_admin.py is followed within 2 s
 _CERTIFICATE_SECONDS = 60.0  # between two looks at the certificates' files
 _DRAIN_CHECK_SECONDS = 0.1
 _STALL_SECONDS = 2.0  # a turn that takes longer is noted
-_FIXED = ("address", "port", "http_port", "user", "database")  # until a restart
+_FIXED = ("address", "port", "http_port", "user", "database", "socket", "metrics")  # until a restart
 
 class Service:
     """Listens from construction on.  Raises ConfigError, CannotStart."""
@@ -45,12 +49,13 @@ class Service:
     ) -> None:
         self.config = config
         self._stopping = self._draining = False
-        self._store_broken = False
+        self._store_broken = ""  # why it can't be read
         startup.raise_descriptor_limit()
         self.manager = Manager()
         self.journal = Journal(clock=clock)
         startup.configure_journal(self.journal, config)
         self.loop = Loop(self._on_fault, clock)
+        self._started = clock()
         self._files_seen = certificate_files(config)
         contexts = tls_contexts(config)
         self._listeners: list[Listener] = []
@@ -59,9 +64,12 @@ class Service:
                 self._listen(address)
             for address in config.address if config.http_port else ():
                 self._listen(address, config.http_port)
+            operators = self._open_for_operator(config)
             startup.drop_privileges(config)
             self.store = startup.open_store(config)
             self._build(config, contexts, wall_clock)
+        for sock in operators:  # to be heard as long as anything of us lives
+            Listener(self.loop, sock, partial(self.door.welcome, self.runtime.answer), self._on_exhausted)
 
     def _build(self, c: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]) -> None:
         limits, loop, journal, store, told = c.limits, self.loop, self.journal, self.store, self._advertise
@@ -81,6 +89,9 @@ class Service:
             self._label_of_host, self._passage, lobby.welcome_initiator, leases.welcome, leases.release,
             lambda: self.port, (c.registrar, c.servers), limits,
         )  # fmt: skip
+        self.runtime = Runtime(
+            store, lobby, leases, self.door, self._about, self._unready, self.drain, self.reload
+        )
         self._note_start()
         loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         loop.call_later(_CERTIFICATE_SECONDS, self._follow_certificates)
@@ -92,7 +103,7 @@ class Service:
 
     def run(self) -> None:
         """Serve until a signal ends it."""
-        calls: dict[int, Callable[[], None]] = {signal.SIGINT: self.stop, signal.SIGTERM: self.drain}
+        calls: dict[int, Callable[[], object]] = {signal.SIGINT: self.stop, signal.SIGTERM: self.drain}
         if hasattr(signal, "SIGHUP"):
             calls[signal.SIGHUP] = self.reload
         with Signals(self.loop, calls), StallWatch(self.loop, self.journal, _STALL_SECONDS):
@@ -123,7 +134,7 @@ class Service:
         self._stop_when_empty()
 
     def _stop_when_empty(self) -> None:
-        if self.lobby.relays or self.door.busy:
+        if self.lobby.relays or self.door.count:
             self.loop.call_later(_DRAIN_CHECK_SECONDS, self._stop_when_empty)
         else:
             self.stop()
@@ -133,28 +144,32 @@ class Service:
             self.manager.tell("WATCHDOG=1")
             self.loop.call_later(self.manager.watchdog_seconds / 2, self._feed_watchdog)
 
-    def reload(self) -> None:
-        """Follow taas.ini and the certificates; where they are no good, stay as we are and say why."""
+    def reload(self) -> str:
+        """Follow taas.ini and the certificates; where they are no good, stay as we are and return why."""
         if self._draining:
-            return
+            return "the service is about to end"
+        wrong = ""
         self.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = load(self.config.path)
             for name in _FIXED:
                 old = getattr(self.config, name)
                 if getattr(new, name) != old:
-                    cause = f"[taas] {name.replace('_', '-')} stays as it was until a restart"
+                    section = "admin" if name in ("socket", "metrics") else "taas"
+                    cause = f"[{section}] {name.replace('_', '-')} stays as it was until a restart"
                     self.journal.note(Outcome.WARNING, cause=cause)
                     new = dataclasses.replace(new, **{name: old})
             files_seen, contexts = certificate_files(new), startup.check(new)
             startup.configure_journal(self.journal, new)
         except ConfigError as error:
-            self.journal.note(Outcome.WARNING, cause=f"nothing is changed: {error}")
+            wrong = str(error)
+            self.journal.note(Outcome.WARNING, cause=f"nothing is changed: {wrong}")
         else:
             self._files_seen, self.door.contexts = files_seen, contexts
             self._follow_config(new)
             self.journal.note(Outcome.FOLLOWED, what="configuration")
         self.manager.tell("READY=1")
+        return wrong
 
     def _follow_config(self, new: Config) -> None:
         limits = self.config.limits
@@ -204,12 +219,39 @@ class Service:
             key, where = "http-port" if http_port else "port", host_port(address, port)
             why = f"can't listen on {where}: {error.strerror}"
             raise CannotStart(self.config.path, f"[taas] address, {key}", why) from None
-        plain = http_port is not None
 
         def welcome(sock: Socket, peer: Peer) -> None:
-            self.door.welcome(plain, sock, peer)  # there is no door yet
+            self.door.welcome(self.door.upgrade if http_port else None, sock, peer)  # there is no door yet
 
         self._listeners.append(Listener(self.loop, sock, welcome, self._on_exhausted))
+
+    def _open_for_operator(self, c: Config) -> list[socket.socket]:
+        socks = []
+        if c.metrics:
+            try:
+                socks.append(open_port(*c.metrics, c.limits))
+            except OSError as error:
+                why = f"can't listen on {host_port(*c.metrics)}: {error.strerror}"
+                raise CannotStart(c.path, "[admin] metrics", why) from None
+        if c.socket and hasattr(socket, "AF_UNIX"):
+            try:
+                socks.append(open_unix(c.socket, startup.owner(c)))
+            except OSError as error:  # visitors do not need it
+                cause = f"[admin] socket {c.socket}: {error.strerror or error}"
+                self.journal.note(Outcome.WARNING, cause=cause)
+        return socks
+
+    def _about(self) -> dict[str, Any]:
+        ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
+        return {
+            "version": __version__, "uptime_seconds": round(self.loop.clock() - self._started, 1),
+            "draining": self._draining, "pump": "splice" if self._pools.splices else "ring",
+            "listens": [host_port(address, port) for port in ports for address in self.config.address],
+        }  # fmt: skip
+
+    def _unready(self) -> str:
+        """Why we would not serve who comes now ("": we would)."""
+        return "the service is about to end" if self._draining else self._store_broken
 
     def _advertise(self, peer: Peer) -> str:
         """The public address of the family that PEER came by, or the very one that it came to."""
@@ -238,12 +280,13 @@ class Service:
             if self.store.changed() or self._store_broken:
                 self.leases.follow_store()
                 self.lobby.revoke(self.leases.holds, self.leases.carries)
+                self.lobby.recorder.keep_only({label for label, *_ in self.store.labels()})
                 self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
-                self._store_broken = False
+                self._store_broken = ""
         except StoreError as error:
             if not self._store_broken:
                 self.journal.note(Outcome.STORE_BROKEN, cause=error)
-            self._store_broken = True
+            self._store_broken = str(error)
 
     def _on_fault(self, owner: Handler | Timer) -> None:
         self.journal.note(Outcome.FAULT, owner=repr(owner), traceback=traceback.format_exc())
@@ -258,10 +301,8 @@ class Service:
             credentials = self.store.count()
         except StoreError as error:
             raise CannotStart(self.config.path, "[taas] database", error) from None
-        ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
-        listens = ",".join(host_port(address, port) for port in ports for address in self.config.address)
-        pump = "splice" if self._pools.splices else "ring"
-        facts = {"listens": listens, "credentials": credentials, "pump": pump}
+        about = self._about()
+        facts = {"listens": ",".join(about["listens"]), "credentials": credentials, "pump": about["pump"]}
         self.journal.note(Outcome.STARTED, version=__version__, **facts)
         if not credentials:
             self.journal.note(Outcome.WARNING, cause="no credential yet: python taas_admin.py add LABEL")

@@ -32,7 +32,11 @@ Path = tuple[float | None, int | None]  # smoothed round trip in ms, segments se
 
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
-    return resource is not None and fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
+    return resource is not None and fd >= most_descriptors()
+
+def most_descriptors() -> int:
+    """How many we use, the reserve left out (0: not known)."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE if resource else 0
 
 def tune(sock: Socket, limits: Limits) -> None:
     """Make SOCK, or all that it will accept, fit to wait and to be relayed.

@@ -23,7 +23,7 @@ class Signals(Handler):
     The interpreter writes the number into a socket, which also ends the loop's sleep.
     """
 
-    def __init__(self, loop: Loop, calls: Mapping[int, Callable[[], None]]) -> None:
+    def __init__(self, loop: Loop, calls: Mapping[int, Callable[[], object]]) -> None:
         self._loop, self._calls = loop, calls
 
     def __enter__(self) -> None:
