@@ -62,7 +62,8 @@ class Listener(Handler):
         self._loop = loop
         self.sock = sock
         self._family = int(sock.family)
-        self._local: tuple[str, int] = sock.getsockname()[:2]
+        local, port = sock.getsockname()[:2]
+        self._local: tuple[str, int] = plain_address(local), port
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -83,6 +84,7 @@ class Listener(Handler):
                 return
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() itself: 5 us more
+                sock = Socket(self._family, socket.SOCK_STREAM, 0, fd)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -92,15 +94,17 @@ class Listener(Handler):
                     self._update_interest()
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
-            sock = Socket(self._family, socket.SOCK_STREAM, 0, fd)
             if is_reserve(fd):
                 sock.close()
                 self._on_exhausted(_none_left())
                 continue
             sock.setblocking(False)
             try:
-                local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
-                peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
+                local, port = self._local
+                if local in _ANY:
+                    local, port = sock.getsockname()[:2]
+                    local = plain_address(local)
+                peer = Peer(plain_address(address[0]), address[1], local, port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

@@ -93,7 +93,13 @@ class Loop:
 
         A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
         """
-        new = READ * read | WRITE * write | FINISHED * finished | _PATIENT * patient
+        new = READ if read else 0
+        if write:
+            new |= WRITE
+        if finished:
+            new |= FINISHED
+        if patient:
+            new |= _PATIENT
         if fd >= len(self._handlers):
             self._make_room(fd)
         if self._handlers[fd] is None:

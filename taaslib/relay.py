@@ -32,6 +32,8 @@ class State(enum.Enum):
     DELIVERING = "delivering"
     CLOSED = "closed"
 
+_LIVE, _DELIVERING, _CLOSED = State  # to look one up in an Enum takes 0.2 us
+
 class End(Pump, Handler):
     """One of a relay's two sockets, its source; it is read from here and written to by the other, `peer`."""
 
@@ -89,7 +91,7 @@ class Relay:
         self._loop = loop
         self._on_closed = on_closed
         self._timer: Timer | None = None
-        self.state = State.LIVE
+        self.state = _LIVE
         self.started = loop.clock()
         self._moved = 0  # octets, and when it was seen that more had
         self._moved_at = self.started
@@ -176,18 +178,18 @@ class Relay:
         self.close(Outcome.TIMED_OUT if sockets.timed_out(code) else Outcome.RESET)
 
     def close(self, outcome: Outcome) -> None:
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
-        self.state = State.CLOSED
+        self.state = _CLOSED
         if self._timer:
             self._timer.cancel()
         ends = self.responder, self.initiator
         for end in ends:
             self._loop.forget(end.fd, closing=True)
-            end.close()
             if outcome is Outcome.COMPLETE:
                 end.source.close()
             else:
+                end.close()
                 sockets.reset(end.source)
         self._on_closed(self, outcome)
         for end in ends:
@@ -196,12 +198,14 @@ class Relay:
     def _finish(self) -> None:
         """Both FINs are passed on: close as soon as no peer's closed window holds octets back."""
         ends = self.responder, self.initiator
-        self.state = State.DELIVERING
+        self.state = _DELIVERING
+        held_back = 0
         for end in ends:
             if code := sockets.failure(end.source):
                 self.fail(code)
                 return
-        if any(sockets.unsent(end.source) for end in ends):
+            held_back += sockets.unsent(end.source)
+        if held_back:
             for end in ends:
                 self._loop.forget(end.fd)
             self._timer = self._loop.call_later(_DELIVERY_CHECK_SECONDS, self._finish)
