@@ -11,6 +11,7 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 ended in order, 1 could not start, 2 wrong usage or taas.ini."""
     try:
+        from taasadmin.runtime import Runtime
         from taaslib import __version__
         from taaslib.config import ConfigError, load
         from taaslib.service import Service
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{arguments.ini}: good")
             return 0
         hold_signals(True)  # one that comes while we start is served as soon as we have
-        service = Service(config)
+        service = Service(config, operator=Runtime())
     except ConfigError as error:
         print(f"taas: {error}", file=sys.stderr)
         return 1 if isinstance(error, CannotStart) else 2

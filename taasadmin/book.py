@@ -106,6 +106,16 @@ class Book(Store):
                 _spare(db, id, keep_live)
             db.execute("UPDATE credentials SET enabled = ? WHERE id = ?", (enabled, id))
 
+    def clock(self, id: str) -> tuple[int, int] | None:
+        """By how many seconds the clock of ID's device was ahead, and when that was seen."""
+        rows = self._rows("SELECT ahead, seen FROM clocks WHERE id = ?", id)
+        return rows[0] if rows else None
+
+    def hosts(self, label: str) -> tuple[str, ...]:
+        """The own domains of LABEL."""
+        rows = self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
+        return tuple(host for (host,) in rows)
+
     def entries(self) -> list[Entry]:
         """All credentials, oldest first."""
         with self._reading() as db:

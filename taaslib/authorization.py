@@ -37,14 +37,12 @@ class Malformed(Exception):
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What the hidden server says of itself: its ID, and the code as proof."""
-
     id: str
     code: str = field(repr=False)
 
 @dataclass(frozen=True, slots=True)
 class Secret:
     """What a code is computed from: base32 text, digits, seconds per step, one of ALGORITHMS."""
-
     base32: str = field(repr=False)
     digits: int = 6
     period: int = 30
@@ -53,7 +51,6 @@ class Secret:
 @dataclass(frozen=True, slots=True)
 class Right:
     """On what a responder rests: that ID may serve LABEL, with the secret of that GENERATION."""
-
     label: str
     id: str
     generation: int

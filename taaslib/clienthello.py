@@ -14,14 +14,12 @@ _SERVER_NAME, _HOST_NAME = b"\0\0", 0  # RFC 6066 1.1, 3
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What the client asks for: lower case, without a final dot; "" when it names nobody."""
-
     name: str
 
 NO_NAME = Hello("")
 
 class HelloReader:
     """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
-
     __slots__ = ("_data", "_message", "_seen", "beyond", "found", "whole")
 
     def __init__(self) -> None:

@@ -19,14 +19,12 @@ from taaslib.names import HOST_NAME, label_of, own_host
 
 class ConfigError(Exception):
     """taas.ini can't be used; the message is one line that names the file, the section and the key."""
-
     def __init__(self, path: Path, where: str, why: object) -> None:
         super().__init__(f"{path}: {where}: {why}" if where else f"{path}: {why}")
 
 @dataclass(frozen=True, slots=True)
 class Log:
     """Where log lines go; no file means standard error."""
-
     file: Path | None = None
     format: str = "text"
     level: str = "info"
@@ -35,7 +33,6 @@ class Log:
 @dataclass(frozen=True, slots=True)
 class Config:
     """All that taas.ini says.  Addresses are canonical text, names lower case without a final dot."""
-
     path: Path
     public: tuple[str, ...]
     registrar: str
@@ -169,10 +166,16 @@ def _port_or_none(text: str) -> int | None:
     return _port(text) if text else None
 
 def _loopback(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
     host, _, port = text.rpartition(":")
-    if text and not ipaddress.ip_address(host.strip("[]")).is_loopback:
-        raise ValueError(f"{host} is no loopback address, and what is told there is for the operator")
-    return (str(ipaddress.ip_address(host.strip("[]"))), _port(port)) if text else None
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an address and port like 127.0.0.1:9100") from None
+    if not address.is_loopback:
+        raise ValueError(f"{host} is no loopback address")
+    return str(address), _port(port)
 
 def _ports(text: str) -> tuple[range, ...]:
     ranges = []

@@ -30,7 +30,6 @@ _CHUNK = 64 * 1024
 
 class Passage(enum.Enum):
     """What becomes of a connection, by the label in its server name."""
-
     OURS = "ours"  # our TLS, our answer
     THROUGH = "through"  # to the hidden server, whose TLS it is
     CLOSED = "closed"  # the hidden server's TLS, and it is not here
@@ -40,7 +39,6 @@ Plain = Callable[[Request, Peer], Answer]
 @dataclass(eq=False)
 class FrontDoor:
     """Everything that the exchanges share.  `contexts`, by server name, may be exchanged at any time."""
-
     loop: Loop
     contexts: dict[str, ssl.SSLContext]
     journal: Journal
@@ -123,7 +121,7 @@ class FrontDoor:
     def drain(self) -> None:
         """Let answers that are on their way arrive; close all others."""
         for exchange in list(self._exchanges):
-            if exchange.state not in (State.ANSWERING, State.LINGERING):
+            if exchange.state not in (_ANSWERING, _LINGERING):
                 exchange.close()
 
     def close(self) -> None:
@@ -136,7 +134,6 @@ class State(enum.Enum):
     Plain HTTP begins at request.  A registration that stays: request -> parting -> closed, its socket being
     the lobby's from then on.
     """
-
     QUIET = "quiet"  # no whole ClientHello has come, so that nothing was spent on it
     HANDSHAKE = "handshake"
     REQUEST = "request"
@@ -145,9 +142,11 @@ class State(enum.Enum):
     PARTING = "parting"  # our close_notify is out, and the peer's must come before anything else
     CLOSED = "closed"
 
+# To look one up in an Enum takes 0.2 us.
+_QUIET, _HANDSHAKE, _REQUEST, _ANSWERING, _LINGERING, _PARTING, _CLOSED = State
+
 class Exchange(Handler):
     """One connection to the front door."""
-
     def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
         self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)
@@ -158,7 +157,7 @@ class Exchange(Handler):
         self._first = bytearray()  # what came before its TLS was known to be ours
         self._plain = plain
         self._certificate = ""  # the key in the door's contexts of the one that was shown
-        self.state = State.REQUEST if plain else State.QUIET
+        self.state = _REQUEST if plain else _QUIET
         patience = door.limits.request if plain else door.limits.handshake
         self._deadline = door.loop.call_later(patience, self._on_deadline)
         self._update_interest()
@@ -168,13 +167,13 @@ class Exchange(Handler):
 
     def on_readable(self) -> None:
         try:
-            if self.state is State.QUIET:
+            if self.state is _QUIET:
                 self._greet()
-            if self.state in (State.HANDSHAKE, State.REQUEST):
+            if self.state in (_HANDSHAKE, _REQUEST):
                 self._receive()
-            elif self.state is State.LINGERING:
+            elif self.state is _LINGERING:
                 self._drop()
-            elif self.state is State.PARTING:
+            elif self.state is _PARTING:
                 self._part()
         except OSError:
             self.on_failed()
@@ -182,7 +181,7 @@ class Exchange(Handler):
 
     def on_writable(self) -> None:
         try:
-            if self.state is State.ANSWERING:
+            if self.state is _ANSWERING:
                 self._finish()
             else:
                 self._stream.flush()
@@ -203,14 +202,14 @@ class Exchange(Handler):
         self.close()
 
     def close(self) -> None:
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         self._leave()
         self._sock.close()
 
     def _leave(self) -> None:
         """Be done with the socket, which belongs to somebody else from here on, or is closed."""
-        self.state = State.CLOSED
+        self.state = _CLOSED
         self._deadline.cancel()
         self._door.loop.forget(self._sock.fileno())
         self._door.left(self)
@@ -237,7 +236,7 @@ class Exchange(Handler):
                 contexts = self._door.contexts
                 self._certificate = hello.name if hello.name in contexts else ""
                 self._stream = TlsStream(self._sock, contexts[self._certificate], bytes(self._first))
-                self.state = State.HANDSHAKE
+                self.state = _HANDSHAKE
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
                 self._leave()
@@ -254,9 +253,9 @@ class Exchange(Handler):
             self._note(Outcome.TLS_FAILED, cause=str(failure))
             self._begin_answering()  # OpenSSL's alert is all that goes out
             return
-        agreed = self.state is State.HANDSHAKE and self._stream.established
+        agreed = self.state is _HANDSHAKE and self._stream.established
         if agreed:
-            self.state = State.REQUEST
+            self.state = _REQUEST
         if data == b"":
             self._note(Outcome.GONE)
             self.close()
@@ -265,7 +264,7 @@ class Exchange(Handler):
             self._take(data)
         else:
             self._stream.flush()  # the handshake's next flight
-        if agreed and self.state is State.REQUEST:  # it has not come, or not in one piece
+        if agreed and self.state is _REQUEST:  # it has not come, or not in one piece
             sockets.quick_ack(self._sock)
             self._set_deadline(self._door.limits.request)
 
@@ -294,7 +293,7 @@ class Exchange(Handler):
             self._begin_answering()
 
     def _begin_parting(self) -> None:
-        self.state = State.PARTING
+        self.state = _PARTING
         self._set_deadline(self._door.limits.request)
         assert isinstance(self._stream, TlsStream)
         if self._parser.rest or self._stream.peer_closed:  # not before our 200, and nothing else before it
@@ -325,13 +324,13 @@ class Exchange(Handler):
             self._door.stay(self._sock, self.peer, right, early)
 
     def _begin_answering(self) -> None:
-        self.state = State.ANSWERING
+        self.state = _ANSWERING
         self._set_deadline(self._door.limits.linger)
         self._finish()
 
     def _finish(self) -> None:
         if self._stream.finish():
-            self.state = State.LINGERING
+            self.state = _LINGERING
 
     def _drop(self) -> None:
         try:
@@ -343,14 +342,14 @@ class Exchange(Handler):
             self.close()
 
     def _on_deadline(self) -> None:
-        if self.state is State.REQUEST:
+        if self.state is _REQUEST:
             try:
                 self._answer(Answer(Outcome.SILENT, text(408, "The request did not become whole in time.")))
             except OSError:
                 self.on_failed()
             self._update_interest()
             return
-        if self.state in (State.QUIET, State.HANDSHAKE, State.PARTING):
+        if self.state in (_QUIET, _HANDSHAKE, _PARTING):
             self._note(Outcome.SILENT)
         self.close()
 
@@ -362,9 +361,9 @@ class Exchange(Handler):
         self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
-        answering = self.state is State.ANSWERING
+        answering = self.state is _ANSWERING
         write, fd = answering or self._stream.backlog, self._sock.fileno()
         self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
 

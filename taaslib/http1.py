@@ -22,7 +22,6 @@ _ONE_OPINION = {"host", "authorization", "content-length", "transfer-encoding"}
 
 class BadRequest(Exception):
     """The peer spoke, but not our HTTP; `status` is the answer it has earned."""
-
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = status
@@ -30,7 +29,6 @@ class BadRequest(Exception):
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request's head.  `authority` is whom it is for, `target` starts with `/`."""
-
     method: str
     target: str
     authority: str
@@ -43,7 +41,6 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Response:
     """One answer; the connection closes after it, unless it STAYS as something else."""
-
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -75,7 +72,6 @@ def text(status: int, message: str, *fields: tuple[str, str]) -> Response:
 
 class RequestParser:
     """Bytes as they come -> one Request, once its head is whole."""
-
     def __init__(self, max_head: int = 16 * 1024) -> None:
         self._max_head = max_head  # octets, blank line included
         self._head = bytearray()

@@ -36,7 +36,6 @@ class Journal:
 
     Of each event LINES_PER_MINUTE are written; how many more there were is told when the minute is over.
     """
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._minute_ends = 0.0

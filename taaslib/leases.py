@@ -55,7 +55,6 @@ class Leases:
     p listens on those ADDRESSES that its registrant can reach, q on all.  CLAIM "address" lets a p be
     claimed from the address that registered alone, "any" from everywhere.
     """
-
     loop: Loop
     store: Store
     lobby: Lobby

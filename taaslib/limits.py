@@ -22,7 +22,6 @@ class Limits:
 
     The numbers are docs/protocol.md's unless a comment says otherwise.  All who obey share one instance.
     """
-
     head: int = _size(16 * KIB, most=MIB)
     exchanges: int = _count(1000)
     exchanges_per_address: int = _count(400)
@@ -69,7 +68,6 @@ Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an add
 
 class Tally:
     """How many seats of each kind are taken, by whom."""
-
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._taken: dict[Seat, int] = {}  # a Counter is Python code, and this is asked ten times a visit

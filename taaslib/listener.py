@@ -8,9 +8,7 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 from collections.abc import Callable
-from pathlib import Path
 
 from taaslib.limits import Limits
 from taaslib.loop import Handler, Loop, Timer
@@ -49,27 +47,6 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
         raise
     return sock
 
-def open_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
-    """The same at PATH, for its OWNER (uid, gid) alone, in place of one that was left.  Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(errno.EEXIST, "it is there, and no socket")
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        sock.setblocking(False)
-        sock.bind(str(path))
-        if owner:
-            os.chown(path, *owner, follow_symlinks=False)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.umask(before)
-    return sock
-
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -78,7 +55,6 @@ class Listener(Handler):
 
     A fault while it does ends that connection alone.
     """
-
     def __init__(
         self, loop: Loop, sock: socket.socket, on_connection: Callable[[Socket, Peer], None],
         on_exhausted: Callable[[OSError], None],
@@ -87,7 +63,8 @@ class Listener(Handler):
         self.sock = sock
         self._family = int(sock.family)
         self._is_operators = self._family == getattr(socket, "AF_UNIX", None)
-        self._local: tuple[str, int] = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
+        local, port = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
+        self._local: tuple[str, int] = plain_address(local), port
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -108,6 +85,7 @@ class Listener(Handler):
                 return
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() itself: 5 us more
+                sock = Socket(self._family, socket.SOCK_STREAM, 0, fd)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -117,18 +95,19 @@ class Listener(Handler):
                     self._update_interest()
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
-            sock = Socket(self._family, socket.SOCK_STREAM, 0, fd)
             if is_reserve(fd) and not self._is_operators:
                 sock.close()
                 self._on_exhausted(_none_left())
                 continue
             sock.setblocking(False)
             try:
-                local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
-                if self._is_operators:
-                    peer = OPERATOR
-                else:
-                    peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
+                local, port = self._local
+                if local in _ANY:
+                    local, port = sock.getsockname()[:2]
+                    local = plain_address(local)
+                peer = OPERATOR
+                if not self._is_operators:
+                    peer = Peer(plain_address(address[0]), address[1], local, port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

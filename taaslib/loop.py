@@ -26,7 +26,6 @@ _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of 
 
 class Handler:
     """What the loop calls; whoever waits for less leaves the rest as it is here."""
-
     __slots__ = ()
 
     def on_readable(self) -> None: ...
@@ -49,7 +48,6 @@ class Poller(Protocol):
 
 class Timer:
     """A function that will be called once, unless cancelled before."""
-
     __slots__ = ("call",)
 
     def __init__(self, call: Callable[[], None]) -> None:
@@ -60,7 +58,6 @@ class Timer:
 
 class Loop:
     """One thread's turns.  ON_FAULT is told of an exception that a handler let out, and goes on."""
-
     def __init__(
         self, on_fault: Callable[[Handler | Timer], None], clock: Callable[[], float] = time.monotonic,
         poller: Poller | None = None,
@@ -85,7 +82,13 @@ class Loop:
 
         A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
         """
-        new = READ * read | WRITE * write | FINISHED * finished | _PATIENT * patient
+        new = READ if read else 0
+        if write:
+            new |= WRITE
+        if finished:
+            new |= FINISHED
+        if patient:
+            new |= _PATIENT
         if fd >= len(self._handlers):
             self._make_room(fd)
         if self._handlers[fd] is None:
@@ -202,7 +205,6 @@ class Loop:
 
 class EpollPoller:
     """Linux: interest may be empty, and RDHUP can be asked for."""
-
     sees_closing = True  # epoll(7), Q6: no descriptor of ours has a duplicate
 
     def __init__(self) -> None:
@@ -224,7 +226,6 @@ class EpollPoller:
 
 class SelectorsPoller:
     """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
-
     sees_closing = False
 
     def __init__(self) -> None:

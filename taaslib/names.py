@@ -82,7 +82,6 @@ def host_port(address: str, port: int) -> str:
 
 class Peer(NamedTuple):
     """Who is at the other end of a connection, and the address and port of ours that it came to."""
-
     address: str
     port: int
     local: str

@@ -12,7 +12,6 @@ from taaslib.http1 import Response
 
 class Outcome(enum.Enum):
     """What happened.  The value is the word in the log."""
-
     __hash__ = object.__hash__  # Enum's own is Python code, and every line is counted by its outcome
 
     # The service
@@ -84,7 +83,6 @@ class Outcome(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """How an exchange ends: the response for the peer, and what the log is told of it."""
-
     outcome: Outcome
     response: Response
     label: str | None = None

@@ -53,7 +53,6 @@ can_splice = hasattr(os, "splice")
 
 class Ring:
     """A bounded first-in, first-out store of octets that wraps round at its end."""
-
     __slots__ = ("_buffer", "_start", "capacity", "pending")
 
     def __init__(self, capacity: int) -> None:
@@ -86,7 +85,6 @@ class Ring:
 
 class Pools:
     """Rings and pipes that nobody uses just now; one instance serves all pumps."""
-
     def __init__(self, pump: str = "auto", keep: int = 64) -> None:
         self.follow(pump)
         self._keep = keep  # how many of each kind lie idle at most
@@ -127,7 +125,6 @@ class Pools:
 
 class Pump:
     """From SOURCE to SINK; spliced in bulk where POOLS lend a pipe, else through a ring."""
-
     __slots__ = ("_full_reads", "_pipe", "_pools", "_ring", "at_end", "copied", "pending", "sink", "source",
                  "spliced")  # fmt: skip
 

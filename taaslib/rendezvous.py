@@ -16,14 +16,12 @@ Leg = TypeVar("Leg", bound=Hashable)
 @dataclass(slots=True)
 class Paired(Generic[Leg]):
     """Relay between these two."""
-
     responder: Leg
     initiator: Leg
 
 @dataclass(slots=True)
 class Waiting(Generic[Leg]):
     """Keep the leg open; close `displaced`, whose seat it took."""
-
     displaced: Leg | None = None
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,6 @@ Answer: TypeAlias = Paired[Leg] | Waiting[Leg] | Refused
 
 class Seats(Protocol):
     """How many may wait, each per label: responders of one ID and in all, initiators in all."""
-
     responders_per_id: int
     responders_per_label: int
     parked_per_label: int
@@ -43,7 +40,6 @@ class Seats(Protocol):
 @dataclass(slots=True)
 class _Room(Generic[Leg]):
     """Everyone who waits under one label."""
-
     responders: OrderedDict[Leg, str] = field(default_factory=OrderedDict)  # leg -> its ID, oldest first
     initiators: OrderedDict[Leg, None] = field(default_factory=OrderedDict)
     live: int = 0  # pairs
@@ -51,7 +47,6 @@ class _Room(Generic[Leg]):
 
 class Rendezvous(Generic[Leg]):
     """The waiting rooms of all labels.  Every method takes NOW, in seconds of any steady clock."""
-
     def __init__(self, seats: Seats) -> None:
         self._seats = seats
         self._rooms: dict[str, _Room[Leg]] = {}

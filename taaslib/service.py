@@ -3,6 +3,8 @@
 Knows no detail: what each part does stands in its own file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import os
@@ -12,23 +14,22 @@ import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from typing import Protocol
 
 from taaslib import __version__, startup
 from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
+from taaslib.http1 import Request
 from taaslib.journal import Journal
 from taaslib.leases import Leases
-from taaslib.listener import Listener, open_port, open_unix
+from taaslib.listener import Listener, open_port
 from taaslib.lobby import Lobby
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, host_port
-from taaslib.outcomes import Outcome
+from taaslib.outcomes import Answer, Outcome
 from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
-from taaslib.runtime import Runtime
 from taaslib.sockets import Socket, tune
 from taaslib.startup import CannotStart, certificate_files, tls_contexts
 from taaslib.store import StoreError
@@ -40,42 +41,50 @@ _DRAIN_CHECK_SECONDS = 0.1
 _STALL_SECONDS = 2.0  # a turn that takes longer is noted
 _FIXED = ("address", "port", "http_port", "user", "database", "socket", "metrics")  # until a restart
 
+class Operator(Protocol):
+    """Who opens what the operator alone may ask, and answers there: the service serves without, too."""
+    def open(self, service: Service) -> list[socket.socket]: ...
+    def answer(self, request: Request, peer: Peer) -> Answer: ...
+
 class Service:
     """Listens from construction on.  Raises ConfigError, CannotStart."""
-
     def __init__(
         self, config: Config, clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time, operator: Operator | None = None,
     ) -> None:
         self.config = config
-        self._stopping = self._draining = False
-        self._store_broken = ""  # why it can't be read
+        self._stopping = self.draining = False
+        self.store_broken = ""  # what is wrong with it
         startup.raise_descriptor_limit()
         self.manager = Manager()
         self.journal = Journal(clock=clock)
         startup.configure_journal(self.journal, config)
         self.loop = Loop(self._on_fault, clock)
-        self._started = clock()
         self._files_seen = certificate_files(config)
         contexts = tls_contexts(config)
         self._listeners: list[Listener] = []
+        self._listeners_of_operator: list[Listener] = []  # heard as long as anything of us lives
+
+        def answer(sock: Socket, peer: Peer) -> None:
+            assert operator
+            self.door.welcome(operator.answer, sock, peer)  # there is no door yet
+
         with self._closing_on_failure():
             for address in config.address:
                 self._listen(address)
             for address in config.address if config.http_port else ():
                 self._listen(address, config.http_port)
-            operators = self._open_for_operator(config)
+            for sock in operator.open(self) if operator else ():
+                self._listeners_of_operator.append(Listener(self.loop, sock, answer, self._on_exhausted))
             startup.drop_privileges(config)
             self.store = startup.open_store(config)
             self._build(config, contexts, wall_clock)
-        for sock in operators:  # to be heard as long as anything of us lives
-            Listener(self.loop, sock, partial(self.door.welcome, self.runtime.answer), self._on_exhausted)
 
     def _build(self, c: Config, contexts: dict[str, ssl.SSLContext], wall_clock: Callable[[], float]) -> None:
         limits, loop, journal, store, told = c.limits, self.loop, self.journal, self.store, self._advertise
-        self._pools = Pools(c.pump)
+        self.pools = Pools(c.pump)
         lobby = self.lobby = Lobby(
-            loop, self._pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
+            loop, self.pools, journal, wall_clock, limits, on_served=lambda label: self.leases.serve(label)
         )
         leases = self.leases = Leases(
             loop, store, lobby, journal, wall_clock, self._on_exhausted, limits, c.address, c.ports, c.claim
@@ -89,9 +98,6 @@ class Service:
             self._label_of_host, self._passage, lobby.welcome_initiator, leases.welcome, leases.release,
             lambda: self.port, (c.registrar, c.servers), limits,
         )  # fmt: skip
-        self.runtime = Runtime(
-            store, lobby, leases, self.door, self._about, self._unready, self.drain, self.reload
-        )
         self._note_start()
         loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         loop.call_later(_CERTIFICATE_SECONDS, self._follow_certificates)
@@ -100,6 +106,12 @@ class Service:
     def port(self) -> int:
         """The front door's port; with port 0 in the Config, the one that the kernel chose."""
         return self._listeners[0].port
+
+    @property
+    def listens(self) -> list[str]:
+        """The front door's addresses and ports."""
+        ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
+        return [host_port(address, port) for port in ports for address in self.config.address]
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -119,10 +131,10 @@ class Service:
 
     def drain(self) -> None:
         """Take nobody new; end with the last live pair, or when `drain` is over, or when told once more."""
-        if self._draining:
+        if self.draining:
             self.stop()
             return
-        self._draining = True
+        self.draining = True
         self.manager.tell("STOPPING=1")
         self.journal.note(Outcome.DRAINING, pairs=len(self.lobby.relays))
         for listener in self._listeners:
@@ -146,7 +158,7 @@ class Service:
 
     def reload(self) -> str:
         """Follow taas.ini and the certificates; where they are no good, stay as we are and return why."""
-        if self._draining:
+        if self.draining:
             return "the service is about to end"
         wrong = ""
         self.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -179,7 +191,7 @@ class Service:
         self.redirector.servers, self.redirector.location = new.servers, new.location
         self.leases.claim = self.registrar.claim = new.claim
         self.leases.ports = new.ports
-        self._pools.follow(new.pump)
+        self.pools.follow(new.pump)
         for listener in [*self._listeners, *self.leases.listeners]:
             tune(listener.sock, limits)
 
@@ -199,12 +211,12 @@ class Service:
 
     def close(self) -> None:
         """Close every port and connection, in order."""
-        for listener in self._listeners:
+        for listener in [*self._listeners, *self._listeners_of_operator]:
             listener.close()
         self.door.close()
         self.leases.close()
         self.lobby.close()
-        self._pools.close()
+        self.pools.close()
         self.store.close()
         self.loop.close()
         self.journal.note(Outcome.STOPPED)
@@ -224,34 +236,6 @@ class Service:
             self.door.welcome(self.door.upgrade if http_port else None, sock, peer)  # there is no door yet
 
         self._listeners.append(Listener(self.loop, sock, welcome, self._on_exhausted))
-
-    def _open_for_operator(self, c: Config) -> list[socket.socket]:
-        socks = []
-        if c.metrics:
-            try:
-                socks.append(open_port(*c.metrics, c.limits))
-            except OSError as error:
-                why = f"can't listen on {host_port(*c.metrics)}: {error.strerror}"
-                raise CannotStart(c.path, "[admin] metrics", why) from None
-        if c.socket and hasattr(socket, "AF_UNIX"):
-            try:
-                socks.append(open_unix(c.socket, startup.owner(c)))
-            except OSError as error:  # visitors do not need it
-                cause = f"[admin] socket {c.socket}: {error.strerror or error}"
-                self.journal.note(Outcome.WARNING, cause=cause)
-        return socks
-
-    def _about(self) -> dict[str, Any]:
-        ports = [self.port, self.config.http_port] if self.config.http_port else [self.port]
-        return {
-            "version": __version__, "uptime_seconds": round(self.loop.clock() - self._started, 1),
-            "draining": self._draining, "pump": "splice" if self._pools.splices else "ring",
-            "listens": [host_port(address, port) for port in ports for address in self.config.address],
-        }  # fmt: skip
-
-    def _unready(self) -> str:
-        """Why we would not serve who comes now ("": we would)."""
-        return "the service is about to end" if self._draining else self._store_broken
 
     def _advertise(self, peer: Peer) -> str:
         """The public address of the family that PEER came by, or the very one that it came to."""
@@ -277,16 +261,16 @@ class Service:
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
         try:
-            if self.store.changed() or self._store_broken:
+            if self.store.changed() or self.store_broken:
                 self.leases.follow_store()
                 self.lobby.revoke(self.leases.holds, self.leases.carries)
                 self.lobby.recorder.keep_only({label for label, *_ in self.store.labels()})
                 self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
-                self._store_broken = ""
+                self.store_broken = ""
         except StoreError as error:
-            if not self._store_broken:
+            if not self.store_broken:
                 self.journal.note(Outcome.STORE_BROKEN, cause=error)
-            self._store_broken = str(error)
+            self.store_broken = str(error)
 
     def _on_fault(self, owner: Handler | Timer) -> None:
         self.journal.note(Outcome.FAULT, owner=repr(owner), traceback=traceback.format_exc())
@@ -301,8 +285,8 @@ class Service:
             credentials = self.store.count()
         except StoreError as error:
             raise CannotStart(self.config.path, "[taas] database", error) from None
-        about = self._about()
-        facts = {"listens": ",".join(about["listens"]), "credentials": credentials, "pump": about["pump"]}
+        pump = "splice" if self.pools.splices else "ring"
+        facts = {"listens": ",".join(self.listens), "credentials": credentials, "pump": pump}
         self.journal.note(Outcome.STARTED, version=__version__, **facts)
         if not credentials:
             self.journal.note(Outcome.WARNING, cause="no credential yet: python taas_admin.py add LABEL")
@@ -315,7 +299,7 @@ class Service:
         try:
             yield
         except BaseException:
-            for listener in self._listeners:
+            for listener in [*self._listeners, *self._listeners_of_operator]:
                 listener.close()
             self.loop.close()
             self.journal.close()

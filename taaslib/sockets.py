@@ -28,8 +28,6 @@ _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; m
 _RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
 _TOTAL_RETRANSMITTED = 100  # segments
 
-Path = tuple[float | None, int | None]  # smoothed round trip in ms, segments sent again; None: not told
-
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
     return resource is not None and fd >= most_descriptors()
@@ -92,7 +90,8 @@ def acknowledged(sock: Socket) -> tuple[int | None, float]:
     except (AttributeError, OSError, struct.error):
         return None, 0.0
 
-def path(sock: Socket) -> Path:
+def path(sock: Socket) -> tuple[float | None, int | None]:
+    """The smoothed round trip in ms, and how many segments were sent again."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         again = struct.unpack_from("=I", info, _TOTAL_RETRANSMITTED)[0]

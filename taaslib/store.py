@@ -80,7 +80,6 @@ class Credential:
 
     `generation` is another number whenever the secret is: what was allowed by an old one ends.
     """
-
     id: str
     secret: str = field(repr=False)
     digits: int = 6
@@ -91,7 +90,6 @@ class Credential:
 
 class Spent(enum.Enum):
     """What became of an attempt to spend a step."""
-
     FRESH = "fresh"  # nobody had: it is now this address's
     AGAIN = "again"  # this address had
     ELSEWHERE = "elsewhere"  # another address had
@@ -102,7 +100,6 @@ class Store:
 
     Root names an OWNER (uid, gid) to leave the files to: the user that the service runs as.
     """
-
     def __init__(
         self, path: Path, *, busy_ms: int, synchronous: str, owner: tuple[int, int] | None = None
     ) -> None:
@@ -173,11 +170,6 @@ class Store:
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)", (id, ahead, now))
 
-    def clock(self, id: str) -> tuple[int, int] | None:
-        """By how many seconds the clock of ID's device was ahead, and when that was seen."""
-        rows = self._rows("SELECT ahead, seen FROM clocks WHERE id = ?", id)
-        return rows[0] if rows else None
-
     def count(self) -> int:
         """How many credentials are enabled."""
         return int(self._rows("SELECT count(*) FROM credentials WHERE enabled")[0][0])
@@ -211,11 +203,6 @@ class Store:
         """The label that the operator gave the own domain HOST to."""
         rows = self._known_rows("SELECT label FROM hosts WHERE host = ?", host)
         return rows[0][0] if rows else None
-
-    def hosts(self, label: str) -> tuple[str, ...]:
-        """The own domains of LABEL."""
-        rows = self._rows("SELECT host FROM hosts WHERE label = ? ORDER BY host", label)
-        return tuple(host for (host,) in rows)
 
     def keep_port(self, label: str, port: int, now: int) -> None:
         """Remember PORT as LABEL's, and as nobody else's, last used at NOW."""

@@ -22,7 +22,6 @@ class Signals(Handler):
 
     The interpreter writes the number into a socket, which also ends the loop's sleep.
     """
-
     def __init__(self, loop: Loop, calls: Mapping[int, Callable[[], object]]) -> None:
         self._loop, self._calls = loop, calls
 
@@ -56,7 +55,6 @@ def hold_signals(held: bool) -> None:
 
 class Manager:
     """systemd, where it started us and wants to be told."""
-
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         address = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -75,7 +73,6 @@ class StallWatch(threading.Thread):
 
     A thread, because the loop can not see itself; it touches nothing but the log.
     """
-
     def __init__(self, loop: Loop, journal: Journal, seconds: float) -> None:
         super().__init__(daemon=True)
         self._loop, self._journal, self._seconds = loop, journal, seconds

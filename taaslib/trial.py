@@ -36,7 +36,6 @@ class Trial(Handler):
     A reset, a FIN or PATIENCE seconds of silence before it: ON_DEAD is told which.  Where the kernel can't
     tell what was acknowledged, only a reset is believed, and only by the CREDULOUS.
     """
-
     loop: Loop
     relay: Relay
     first: bytes

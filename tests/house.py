@@ -20,6 +20,7 @@ from typing import Any
 import pyotp
 
 from taasadmin.book import Book
+from taasadmin.runtime import Runtime
 from taaslib.config import Config, Log
 from taaslib.limits import Limits
 from taaslib.service import Service
@@ -220,7 +221,7 @@ class House:
             if not store.entries():
                 store.add(Credential(ID, SECRETS[ID]), ["home"], None, now)
                 store.add(Credential(OTHER_ID, SECRETS[OTHER_ID]), ["home", "cam"], None, now)
-        self.service = Service(self.config, self.clock, self.wall)
+        self.service = Service(self.config, self.clock, self.wall, Runtime())
         self.wires: list[Wire] = []
         self.closed = False
         self.trust = ssl.create_default_context(cafile=str(certificate[0]))

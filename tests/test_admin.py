@@ -500,7 +500,7 @@ def test_the_example_holds_every_option_at_its_default() -> None:
     assert config.parse(bare, path) == as_it_is
     ini = configparser.ConfigParser(interpolation=None, delimiters=("=",))
     ini.read_string(uncommented)
-    known = {"taas": config._TAAS, "limits": config._LIMITS, "log": config._LOG}
+    known = {"taas": config._TAAS, "limits": config._LIMITS, "log": config._LOG, "admin": config._ADMIN}
     assert {section: set(ini[section]) for section in ini.sections()} == {s: set(k) for s, k in known.items()}
 
 

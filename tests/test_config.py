@@ -50,6 +50,7 @@ def test_three_keys_are_enough() -> None:
         certificate=INI.parent / "registrar.crt",
         key=INI.parent / "registrar.key",
         database=INI.parent / "taas.db",
+        socket=INI.parent / "taas.sock",
         ports=(range(61000, 65536),),
         location="label",
         claim="address",
@@ -102,7 +103,7 @@ def test_what_the_protocol_counts_and_times_is_the_default() -> None:
 
 def test_every_key_of_taas_and_log_is_heard() -> None:
     config = read(
-        log="file = server.log\nformat = json\nlevel = debug",
+        log="file = server.log\nformat = json\nlevel = debug\n[admin]\nsocket = s\nmetrics = 127.0.0.1:9100",
         public="192.0.2.1, 2001:DB8::1",
         registrar="Registrar.Example.com.",
         servers="TAAS.example.com",
@@ -127,6 +128,8 @@ def test_every_key_of_taas_and_log_is_heard() -> None:
         certificate=Path("/etc/taas/tls/taas.crt"),
         key=Path("/etc/ssl/taas.key"),
         database=Path("/etc/taas/../taas.db"),
+        socket=Path("/etc/taas/s"),
+        metrics=("127.0.0.1", 9100),
         ports=(range(62000, 62100), range(443, 444), range(61000, 61002)),
         location="domain",
         claim="any",

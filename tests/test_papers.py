@@ -53,7 +53,13 @@ def test_troubleshooting_md_quotes_each_error_once() -> None:
 def test_operations_md_lists_every_option_in_its_section() -> None:
     rows = re.findall(r"(?m)^\| `\[(\w+)[^|]*\| (.*) \|$", (TOP / "docs" / "operations.md").read_text())
     listed = [(section, option) for section, options in rows for option in re.findall("`([^`]+)`", options)]
-    known = {"taas": config._TAAS, "tls": config._TLS, "log": config._LOG, "limits": config._LIMITS}
+    known = {
+        "taas": config._TAAS,
+        "tls": config._TLS,
+        "log": config._LOG,
+        "admin": config._ADMIN,
+        "limits": config._LIMITS,
+    }
     assert sorted(listed) == sorted((section, option) for section, them in known.items() for option in them)
 
 

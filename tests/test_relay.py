@@ -1011,7 +1011,7 @@ def test_no_kind_of_end_leaves_a_descriptor_behind(
         house.settle()
         for wire in [wire for wire in house.wires if wire.ended]:
             wire.close()
-        pipes = len(house.service._pools._pipes)
+        pipes = len(house.service.pools._pipes)
         assert pipes <= 4
         assert descriptors() - 2 * pipes <= kept
         assert len(house.events("complete", "reset")) == len(ends) * 4
@@ -1054,11 +1054,11 @@ def move():
 move()
 greedy = []
 if sys.argv[1] == "splice":
-    while (pipe := house.service._pools.borrow_pipe()):
+    while (pipe := house.service.pools.borrow_pipe()):
         greedy.append(pipe)
     move()
     for pipe in greedy:
-        house.service._pools.return_pipe(pipe, dirty=True)
+        house.service.pools.return_pipe(pipe, dirty=True)
     move()
 assert not house.events("fault"), house.log
 house.close()

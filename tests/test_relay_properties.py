@@ -33,8 +33,10 @@ from test_pump import SMALL, connection, reset
 from taaslib import sockets
 from taaslib.limits import Limits
 from taaslib.loop import EpollPoller, Loop, SelectorsPoller
+from taaslib.names import Peer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, can_splice
+from taaslib.recorder import Record
 from taaslib.relay import Relay, State
 
 EARLY = 16 * 1024
@@ -137,12 +139,14 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.sides["initiator"].has_finished = ended
         if ended:
             self.sides["initiator"].sock.shutdown(socket.SHUT_WR)
-        self.relay = Relay(self.loop, self.pools, *ends, self.closed)
+        peer = Peer("127.0.0.1", 1, "127.0.0.1")
+        record = Record(1, "home", "", peer, peer, 0, 0.0, 0.0)
+        self.relay = Relay(self.loop, self.pools, *ends, record, self.closed)
         self.happened["early"] += any(early)
         said = [bytes(side.said) for side in self.sides.values()]
         self.relay.start(from_responder=said[0], from_initiator=said[1], initiator_at_end=ended)
 
-    def closed(self, relay: Relay, outcome: Outcome, *_: object) -> None:
+    def closed(self, relay: Relay, outcome: Outcome) -> None:
         assert relay is self.relay and self.outcome is None
         self.outcome = outcome
 

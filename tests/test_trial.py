@@ -273,7 +273,7 @@ def test_octets_behind_the_hello_travel_once_and_only_to_who_serves(house: House
     alive = house.responder()
     visitor = visit(house, HELLO + b"0-RTT")
     house.until(lambda: house.events("paired"))
-    (leg,) = {initiator for _, initiator, _ in house.service.lobby._live.values()}
+    (leg,) = {initiator for _, initiator in house.service.lobby._live.values()}
     assert leg.sock.recv(100, socket.MSG_PEEK) == b"0-RTT"
     house.pass_time(1.1)
     house.until(lambda: alive.received == HELLO)
@@ -441,7 +441,7 @@ def test_nothing_of_a_hello_is_kept_once_it_is_answered(house: House) -> None:
     responder = house.responder()
     visitor = visit(house)
     served(house, responder, visitor)
-    ((_, leg, _),) = house.service.lobby._live.values()
+    ((_, leg),) = house.service.lobby._live.values()
     assert not leg.early and leg.hello is None
 
 

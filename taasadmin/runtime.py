@@ -1,53 +1,61 @@
 """The runtime socket: what the service does, as JSON and for Prometheus; the operator's kick, drain, reload.
 
-A function from Request to Answer like the registrar: the front door brings both.
+Requests -> Answers like the registrar; the service's own loop, parser and exchanges bring and take them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import socket
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from taaslib import __version__, names, sockets
-from taaslib.frontdoor import FrontDoor
 from taaslib.http1 import Request, Response
-from taaslib.leases import Leases
-from taaslib.listener import OPERATOR
-from taaslib.lobby import Lobby
+from taaslib.listener import OPERATOR, open_port
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
-from taaslib.store import Store, StoreError
+from taaslib.service import Service
+from taaslib.startup import CannotStart, owner
+from taaslib.store import StoreError
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 _PATH = re.compile("/(status|pairs|pairings|metrics|healthz|ready|kick|drain|reload)(?:/([a-z0-9-]+))?")
 _FOR_ALL = ("metrics", "healthz", "ready")  # what the TCP port tells
 
+
 class Wrong(Exception):
     """The status of the answer, and what it says."""
 
-@dataclass(eq=False)
+
 class Runtime:
-    """ABOUT tells what the service says of itself, UNREADY why it would not serve ("": it would).
+    """An Operator of the Service that it is given to."""
 
-    RELOAD returns what is wrong with taas.ini ("": nothing, and it is followed).
-    """
-
-    store: Store
-    lobby: Lobby
-    leases: Leases
-    door: FrontDoor
-    about: Callable[[], dict[str, Any]]
-    unready: Callable[[], str]
-    drain: Callable[[], None]
-    reload: Callable[[], str]
+    def open(self, service: Service) -> list[socket.socket]:
+        """The socket, for its owner alone, and the TCP port, if there is to be one.  Raises CannotStart."""
+        self._service, self._started = service, service.loop.clock()
+        config, socks = service.config, []
+        if config.metrics:
+            try:
+                socks.append(open_port(*config.metrics, config.limits))
+            except OSError as error:
+                why = f"can't listen on {names.host_port(*config.metrics)}: {error.strerror}"
+                raise CannotStart(config.path, "[admin] metrics", why) from None
+        if config.socket and hasattr(socket, "AF_UNIX"):
+            try:
+                socks.append(_open_unix(config.socket, owner(config)))
+            except OSError as error:  # no visitor needs it
+                cause = f"[admin] socket: {config.socket}: {error.strerror or error}"
+                service.journal.note(Outcome.WARNING, cause=cause)
+        return list(socks)
 
     def answer(self, request: Request, peer: Peer) -> Answer:
         outcome = Outcome.STEERED if request.method == "POST" else Outcome.ASKED
@@ -74,36 +82,49 @@ class Runtime:
         if post := posts.get(path[1]):
             return post(dict(parse_qsl(request.target.partition("?")[2])))
         if path[2]:
-            return [record.document() for record in self.lobby.recorder.records(path[2])]
+            return [record.document() for record in self._service.lobby.recorder.records(path[2])]
         gets = {"status": self._status, "pairs": self._pairs, "metrics": self._metrics, "ready": self._ready}
         return gets[path[1]]() if path[1] in gets else "ok\n"  # healthz: the loop turns
 
     def _status(self) -> dict[str, Any]:
         live: dict[str, list[int]] = {}
-        for record, _age in self.lobby.live():
+        for record, _age in self._service.lobby.live():
             sums = live.setdefault(record.label, [0, 0, 0])
             for at, more in enumerate((1, record.to_initiator, record.to_responder)):
                 sums[at] += more
-        labels, now = [], int(self.lobby.wall_clock() * 1000)
-        for label, mode, ahead in self.store.labels():
-            counts, waiting = self.lobby.recorder.counts(label), self.lobby.waiting(label)
+        labels, now = [], int(self._service.lobby.wall_clock() * 1000)
+        for label, mode, ahead in self._service.store.labels():
+            counts, waiting = self._service.lobby.recorder.counts(label), self._service.lobby.waiting(label)
             pairs, to_initiator, to_responder = live.get(label, (0, 0, 0))
             labels.append({
-                "label": label, "mode": mode, "port": self.leases.q_of(label), "waiting": waiting,
+                "label": label, "mode": mode, "port": self._service.leases.q_of(label), "waiting": waiting,
                 "live": pairs, "pairs": counts.pairs, "to_initiator": counts.to_initiator + to_initiator,
                 "to_responder": counts.to_responder + to_responder,
                 "last_seen": now if waiting or pairs else counts.seen,
-                "agent": str(counts.agent or "") or None, "agent_version": counts.agent_version,
+                "agent": counts.agent, "agent_version": counts.agent_version,
                 "clock_ahead_seconds": ahead,
             })  # fmt: skip
-        return self.about() | {"ready": not self.unready(), "limits": self._limits(), "labels": labels}
+        service = self._service
+        about = {
+            "version": __version__,
+            "uptime_seconds": round(service.loop.clock() - self._started, 1),
+            "ready": not self._unready(),
+            "draining": service.draining,
+            "pump": "splice" if service.pools.splices else "ring",
+            "listens": service.listens,
+        }
+        return about | {"limits": self._limits(), "labels": labels}
+
+    def _unready(self) -> str:
+        """Why the service would not serve who comes now ("": it would)."""
+        return "the service is about to end" if self._service.draining else self._service.store_broken
 
     def _limits(self) -> dict[str, dict[str, int]]:
-        tally, limits, leases = self.lobby.tally, self.lobby.limits, self.leases
+        tally, limits, leases = self._service.lobby.tally, self._service.lobby.limits, self._service.leases
         uses = {
             "visits": (tally.count(("visits", "")), limits.visits),
             "responders": (tally.count(("responders", "")), limits.responders),
-            "exchanges": (self.door.count, limits.exchanges),
+            "exchanges": (self._service.door.count, limits.exchanges),
             "ports": (leases.count, sum(map(len, leases.ports))),
             "descriptors": (_descriptors(), sockets.most_descriptors()),
         }
@@ -111,7 +132,7 @@ class Runtime:
 
     def _pairs(self) -> dict[str, Any]:
         pairs = []
-        for r, age in self.lobby.live():
+        for r, age in self._service.lobby.live():
             octets = {"to_initiator": r.to_initiator, "to_responder": r.to_responder}
             pairs.append(
                 r.document() | octets | {"pair": r.number, "label": r.label, "seconds": round(age, 3)}
@@ -119,7 +140,7 @@ class Runtime:
         return {"pairs": pairs}
 
     def _ready(self) -> str:
-        if why := self.unready():
+        if why := self._unready():
             raise Wrong(503, why)
         return "ready\n"
 
@@ -127,21 +148,21 @@ class Runtime:
         number = whom.get("pair", "0")
         if whom.keys() not in ({"pair"}, {"label"}) or not re.fullmatch("[0-9]{1,18}", number):
             raise Wrong(400, "kick?pair=NUMBER or kick?label=LABEL")
-        if not (kicked := self.lobby.kick(int(number), whom.get("label"))):
+        if not (kicked := self._service.lobby.kick(int(number), whom.get("label"))):
             raise Wrong(404, "there is no such pair")
         return {"kicked": kicked}
 
     def _drain(self, _: dict[str, str]) -> dict[str, bool]:
-        self.lobby.loop.call_later(0, self.drain)  # behind this answer
+        self._service.loop.call_later(0, self._service.drain)  # behind this answer
         return {"draining": True}
 
     def _reload(self, _: dict[str, str]) -> dict[str, bool]:
-        if wrong := self.reload():
+        if wrong := self._service.reload():
             raise Wrong(409, wrong)
         return {"reloaded": True}
 
     def _metrics(self) -> str:
-        status, events = self._status(), self.lobby.journal.counts
+        status, events = self._status(), self._service.journal.counts
         limits, labels = status["limits"], status["labels"]
         rows: list[tuple[str, str, float]] = [  # name, labels in Prometheus' text format, value
             ("taas_build_info", f'version="{__version__}"', 1),
@@ -162,6 +183,32 @@ class Runtime:
             rows += [("taas_octets_total", what % of["label"], of[f"to_{to}"]) for of in labels]
         return "".join(_lines(rows))
 
+
+def _open_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
+    """A socket that listens at PATH, for its OWNER (uid, gid) alone, in place of one that was left.
+
+    Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "it is there, and no socket")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.setblocking(False)
+        sock.bind(str(path))
+        if owner:
+            os.chown(path, *owner, follow_symlinks=False)
+        sock.listen()
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
 def _lines(rows: list[tuple[str, str, float]]) -> Iterator[str]:
     family = ""
     for name, labels, value in rows:
@@ -170,8 +217,10 @@ def _lines(rows: list[tuple[str, str, float]]) -> Iterator[str]:
         family = name
         yield f"{name}{{{labels}}} {value:.15g}\n" if labels else f"{name} {value:.15g}\n"
 
+
 def _json(document: Any, status: int = 200) -> Response:
     return Response(status, json.dumps(document).encode() + b"\n", "application/json")
+
 
 def _is_local(authority: str) -> bool:
     with contextlib.suppress(ValueError):
@@ -179,10 +228,12 @@ def _is_local(authority: str) -> bool:
         return host == "localhost" or names.is_address(host)
     return False
 
+
 def _descriptors() -> int:
     with contextlib.suppress(OSError):
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
     return 0
+
 
 def _resident() -> int:
     with contextlib.suppress(OSError):
