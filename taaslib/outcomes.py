@@ -76,7 +76,7 @@ class Outcome(enum.Enum):
     COMPLETE = "complete"  # both sides finished and all was delivered
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """How an exchange ends: the response for the peer, and what the log is told of it."""
 
