@@ -150,7 +150,7 @@ class Exchange(Handler):
     """One connection to the front door."""
 
     __slots__ = ("_certificate", "_deadline", "_door", "_dropped", "_first", "_hello", "_parser", "_plain",
-                 "_sock", "_stays", "_stream", "peer", "state")  # fmt: skip
+                 "_sock", "_stays", "_stream", "_waits", "peer", "state")  # fmt: skip
 
     def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: bool) -> None:
         self._door, self._sock, self.peer = door, sock, peer
@@ -161,6 +161,7 @@ class Exchange(Handler):
         self._hello = clienthello.HelloReader()
         self._first = b""  # what came before its TLS was known to be ours
         self._plain = plain
+        self._waits: tuple[bool, bool] | None = None  # for no more octets; to write
         self._certificate = ""  # the key in the door's contexts of the one that was shown
         self.state = _REQUEST if plain else _QUIET
         patience = door.limits.request if plain else door.limits.handshake
@@ -174,7 +175,7 @@ class Exchange(Handler):
         try:
             if self.state is _QUIET:
                 self._greet()
-            if self.state in (_HANDSHAKE, _REQUEST):
+            if self.state is _HANDSHAKE or self.state is _REQUEST:
                 self._receive()
             elif self.state is _LINGERING:
                 self._drop()
@@ -369,8 +370,11 @@ class Exchange(Handler):
         if self.state is _CLOSED:
             return
         answering = self.state is _ANSWERING
-        write, fd = answering or self._stream.backlog, self._sock.fileno()
-        self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
+        waits = answering, answering or self._stream.backlog
+        if waits != self._waits:
+            self._waits = waits
+            fd = self._sock.fileno()
+            self._door.loop.watch(fd, self, read=not answering, write=waits[1], patient=True)
 
 def _host_of(request: Request) -> str:
     try:
