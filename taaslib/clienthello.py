@@ -11,7 +11,7 @@ MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 1  # RFC 8446 5.1, 4
 _SERVER_NAME, _HOST_NAME = b"\0\0", 0  # RFC 6066 1.1, 3
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hello:
     """What the client asks for: lower case, without a final dot; "" when it names nobody."""
     name: str
@@ -26,56 +26,59 @@ class HelloReader:
         self.found: Hello | None = None  # what `feed` said last
         self.whole = False  # the octets up to BEYOND are one ClientHello and nothing else
         self.beyond = 0  # octets that were fed and stand behind it
-        self._data = bytearray()  # records that are not whole yet
-        self._message = bytearray()  # the handshake message that the records carry
+        self._data = b""  # records that are not whole yet
+        self._message = b""  # the handshake message that the records carry
         self._seen = 0
 
     def feed(self, data: bytes) -> Hello | None:
         """Take more octets; None while more are needed to tell."""
         self._seen += len(data)
         self._data += data
-        self.found = self._look()
+        try:
+            self.found = self._look()
+        except (_Malformed, IndexError):
+            self.found = NO_NAME
         return self.found
 
     def _look(self) -> Hello | None:
-        try:
-            while record := self._record():
-                self._message += record
-                if len(self._message) >= 4:
-                    length = int.from_bytes(self._message[1:4], "big")
-                    if self._message[0] != _CLIENT_HELLO or length > MOST:
-                        raise _Malformed
-                    if len(self._message) >= 4 + length:
-                        self.beyond = len(self._data)
-                        self.whole = len(self._message) == 4 + length and self._seen - self.beyond <= MOST
-                        return Hello(_name(bytes(self._message[4 : 4 + length])))
-        except _Malformed:
-            return NO_NAME
+        data, at = self._data, 0
+        while end := _record_end(data, at):
+            self._message += data[at + 5 : end]
+            at, message = end, self._message
+            if len(message) >= 4:
+                length = message[1] << 16 | message[2] << 8 | message[3]
+                if message[0] != _CLIENT_HELLO or length > MOST:
+                    raise _Malformed
+                if len(message) >= 4 + length:
+                    self.beyond = len(data) - at
+                    self.whole = len(message) == 4 + length and self._seen - self.beyond <= MOST
+                    return Hello(_name(message[4 : 4 + length]))
+        self._data = data[at:]
         return None if self._seen < MOST else NO_NAME
 
-    def _record(self) -> bytes:
-        """The fragment in the next whole record, taken off the data; b"" while none is whole."""
-        header = bytes(self._data[:5])
-        if header and (header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03")):
-            raise _Malformed
-        if len(header) < 5:
-            return b""
-        length = int.from_bytes(header[3:5], "big")
-        if not 0 < length <= 1 << 14:  # RFC 8446 5.1: no empty fragment, 2^14 octets at most
-            raise _Malformed
-        if len(self._data) < 5 + length:
-            return b""
-        fragment = bytes(self._data[5 : 5 + length])
-        del self._data[: 5 + length]
-        return fragment
+def _record_end(data: bytes, at: int) -> int:
+    """Where the record that begins AT there ends in DATA; 0 while it is not whole."""
+    header = data[at : at + 5]
+    if header and (header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03")):
+        raise _Malformed
+    if len(header) < 5:
+        return 0
+    length = header[3] << 8 | header[4]
+    if not 0 < length <= 1 << 14:  # RFC 8446 5.1: no empty fragment, 2^14 octets at most
+        raise _Malformed
+    end = at + 5 + length
+    return end if end <= len(data) else 0
 
 class _Malformed(Exception):
     """It is no ClientHello that we understand."""
 
 def _vector(data: bytes, at: int, octets: int) -> tuple[int, int]:
-    """Where a variable-length vector (RFC 8446 3.4), whose length has so many OCTETS, begins and ends."""
+    """Where a variable-length vector (RFC 8446 3.4), whose length has so many OCTETS, begins and ends.
+
+    Like all who look beyond the end, raises IndexError.
+    """
     start = at + octets
-    end = start + int.from_bytes(data[at:start], "big")
+    end = start + (data[at] if octets == 1 else data[at] << 8 | data[at + 1])
     if end > len(data):
         raise _Malformed
     return start, end

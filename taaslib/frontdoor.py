@@ -147,6 +147,9 @@ _QUIET, _HANDSHAKE, _REQUEST, _ANSWERING, _LINGERING, _PARTING, _CLOSED = State
 
 class Exchange(Handler):
     """One connection to the front door."""
+    __slots__ = ("_certificate", "_deadline", "_door", "_dropped", "_first", "_hello", "_parser", "_plain",
+                 "_sock", "_stays", "_stream", "_waits", "peer", "state")  # fmt: skip
+
     def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
         self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)
@@ -154,8 +157,9 @@ class Exchange(Handler):
         self._dropped = 0  # octets
         self._stays: Right | None = None  # what it will be a responder on, counted until it is one
         self._hello = clienthello.HelloReader()
-        self._first = bytearray()  # what came before its TLS was known to be ours
+        self._first = b""  # what came before its TLS was known to be ours
         self._plain = plain
+        self._waits: tuple[bool, bool] | None = None  # for no more octets; to write
         self._certificate = ""  # the key in the door's contexts of the one that was shown
         self.state = _REQUEST if plain else _QUIET
         patience = door.limits.request if plain else door.limits.handshake
@@ -169,7 +173,7 @@ class Exchange(Handler):
         try:
             if self.state is _QUIET:
                 self._greet()
-            if self.state in (_HANDSHAKE, _REQUEST):
+            if self.state is _HANDSHAKE or self.state is _REQUEST:
                 self._receive()
             elif self.state is _LINGERING:
                 self._drop()
@@ -204,14 +208,14 @@ class Exchange(Handler):
     def close(self) -> None:
         if self.state is _CLOSED:
             return
-        self._leave()
+        self._leave(closing=True)
         self._sock.close()
 
-    def _leave(self) -> None:
-        """Be done with the socket, which belongs to somebody else from here on, or is closed."""
+    def _leave(self, *, closing: bool = False) -> None:
+        """Be done with the socket, which belongs to somebody else from here on, or is CLOSING."""
         self.state = _CLOSED
         self._deadline.cancel()
-        self._door.loop.forget(self._sock.fileno())
+        self._door.loop.forget(self._sock.fileno(), closing=closing)
         self._door.left(self)
         if self._stays:
             self._door.release(self._stays)
@@ -235,12 +239,12 @@ class Exchange(Handler):
             if passage is Passage.OURS:
                 contexts = self._door.contexts
                 self._certificate = hello.name if hello.name in contexts else ""
-                self._stream = TlsStream(self._sock, contexts[self._certificate], bytes(self._first))
+                self._stream = TlsStream(self._sock, contexts[self._certificate], self._first)
                 self.state = _HANDSHAKE
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
                 self._leave()
-                self._door.pass_through(label, self._sock, self.peer, bytes(self._first))
+                self._door.pass_through(label, self._sock, self.peer, self._first)
             else:
                 self._note(Outcome.UNKNOWN_NAME, label=label or None)
                 self._stream.send(_UNRECOGNIZED_NAME)
@@ -364,8 +368,11 @@ class Exchange(Handler):
         if self.state is _CLOSED:
             return
         answering = self.state is _ANSWERING
-        write, fd = answering or self._stream.backlog, self._sock.fileno()
-        self._door.loop.watch(fd, self, read=not answering, write=write, patient=True)
+        waits = answering, answering or self._stream.backlog
+        if waits != self._waits:
+            self._waits = waits
+            fd = self._sock.fileno()
+            self._door.loop.watch(fd, self, read=not answering, write=waits[1], patient=True)
 
 def _host_of(request: Request) -> str:
     try:

@@ -145,11 +145,16 @@ class Loop:
                     self._on_fault(handler)
             else:
                 self._serve(fd, events)
-        for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
-            waiting = self._ready_patient.pop(fd, None)  # a handler served before it may have closed it
-            if waiting is not None:
-                self._serve(fd, waiting)
-        self._call_due_timers()
+        if self._ready_patient:
+            for fd in list(self._ready_patient)[:_PATIENT_PER_TURN]:
+                waiting = self._ready_patient.pop(fd, None)  # a handler served before it may have closed it
+                if waiting is not None:
+                    self._serve(fd, waiting)
+        if self._timers and self._timers[0][0] <= self.clock():
+            self._call_due_timers()
+        self.turns += 1
+        if self.turns % 1024 == 0:
+            self._sweep()
         self.busy_since = None
 
     def close(self) -> None:
@@ -192,16 +197,13 @@ class Loop:
                     timer.call()
                 except Exception:
                     self._on_fault(timer)
-        self._sweep()
 
     def _sweep(self) -> None:
         # Long timeouts are mostly cancelled: when half of the heap is husks, drop them.
-        self.turns += 1
-        if self.turns % 1024 == 0:
-            alive = [entry for entry in self._timers if entry[2].call]
-            if len(alive) < len(self._timers) // 2:
-                heapq.heapify(alive)
-                self._timers = alive
+        alive = [entry for entry in self._timers if entry[2].call]
+        if len(alive) < len(self._timers) // 2:
+            heapq.heapify(alive)
+            self._timers = alive
 
 class EpollPoller:
     """Linux: interest may be empty, and RDHUP can be asked for."""

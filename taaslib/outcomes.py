@@ -80,7 +80,7 @@ class Outcome(enum.Enum):
     KICKED = "kicked"  # the operator ended it
     IDLE = "idle"  # the option `idle` is set, and nothing moved for so long
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """How an exchange ends: the response for the peer, and what the log is told of it."""
     outcome: Outcome
