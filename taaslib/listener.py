@@ -62,8 +62,7 @@ class Listener(Handler):
         self._loop = loop
         self.sock = sock
         self._family = int(sock.family)
-        local, port = sock.getsockname()[:2]
-        self._local: tuple[str, int] = plain_address(local), port
+        self._local: tuple[str, int] = sock.getsockname()[:2]
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -100,11 +99,8 @@ class Listener(Handler):
                 continue
             sock.setblocking(False)
             try:
-                local, port = self._local
-                if local in _ANY:
-                    local, port = sock.getsockname()[:2]
-                    local = plain_address(local)
-                peer = Peer(plain_address(address[0]), address[1], local, port)
+                local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
+                peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

@@ -70,9 +70,7 @@ class Redirector:
         # The client of 2014 reads Location before the status and crashes without one.
         asked_for = f"https://{request.authority}{request.target}"
         fields = (
-            retry_after(self.limits.retry_after),
-            ("Location", asked_for),
-            ("Cache-Control", "no-store"),
+            retry_after(self.limits.retry_after), ("Location", asked_for), ("Cache-Control", "no-store")
         )
         if "text/html" in request.fields.get("accept", "").lower():
             response = Response(503, _OFFLINE_PAGE.encode(), "text/html; charset=utf-8", fields)

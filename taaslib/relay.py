@@ -81,11 +81,7 @@ class Relay:
                  "state")  # fmt: skip
 
     def __init__(
-        self,
-        loop: Loop,
-        pools: Pools,
-        responder: Socket,
-        initiator: Socket,
+        self, loop: Loop, pools: Pools, responder: Socket, initiator: Socket,
         on_closed: Callable[[Relay, Outcome], None],
     ) -> None:
         self._loop = loop
