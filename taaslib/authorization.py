@@ -18,9 +18,7 @@ DRIFT = 1  # steps each way that a device's clock may be off (RFC 6238 5.2)
 _MINUTES_OFF = 120  # steps each way that `clock_off` looks at
 
 ALGORITHMS: dict[str, Callable[..., Any]] = {
-    "SHA1": hashlib.sha1,
-    "SHA256": hashlib.sha256,
-    "SHA512": hashlib.sha512,
+    "SHA1": hashlib.sha1, "SHA256": hashlib.sha256, "SHA512": hashlib.sha512
 }
 
 # RFC 9110 11.2, 5.6.4: auth-param = token BWS "=" BWS ( token / quoted-string )

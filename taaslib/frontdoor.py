@@ -147,9 +147,6 @@ _QUIET, _HANDSHAKE, _REQUEST, _ANSWERING, _LINGERING, _PARTING, _CLOSED = State
 
 class Exchange(Handler):
     """One connection to the front door."""
-    __slots__ = ("_certificate", "_deadline", "_door", "_dropped", "_first", "_hello", "_parser", "_plain",
-                 "_sock", "_stays", "_stream", "_waits", "peer", "state")  # fmt: skip
-
     def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
         self._door, self._sock, self.peer = door, sock, peer
         self._stream = PlainStream(sock)

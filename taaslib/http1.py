@@ -72,7 +72,6 @@ def text(status: int, message: str, *fields: tuple[str, str]) -> Response:
 
 class RequestParser:
     """Bytes as they come -> one Request, once its head is whole."""
-    __slots__ = ("_begun", "_head", "_max_head", "rest")
 
     def __init__(self, max_head: int = 16 * 1024) -> None:
         self._max_head = max_head  # octets, blank line included

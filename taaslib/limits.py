@@ -74,9 +74,8 @@ class Tally:
 
     def full(self, *seats: Seat) -> str | None:
         """The name of the first limit under which one more of these is too many."""
-        taken, limits = self._taken, self._limits
         for seat in seats:
-            if taken.get(seat, 0) >= getattr(limits, seat[0]):
+            if self._taken.get(seat, 0) >= getattr(self._limits, seat[0]):
                 return seat[0]
         return None
 
@@ -84,14 +83,12 @@ class Tally:
         return self._taken.get(seat, 0)
 
     def take(self, *seats: Seat) -> None:
-        taken = self._taken
         for seat in seats:
-            taken[seat] = taken.get(seat, 0) + 1
+            self._taken[seat] = self._taken.get(seat, 0) + 1
 
     def give_back(self, *seats: Seat) -> None:
-        taken = self._taken
         for seat in seats:
-            if taken[seat] > 1:
-                taken[seat] -= 1
+            if self._taken[seat] > 1:
+                self._taken[seat] -= 1
             else:
-                del taken[seat]
+                del self._taken[seat]

@@ -63,8 +63,7 @@ class Listener(Handler):
         self.sock = sock
         self._family = int(sock.family)
         self._is_operators = self._family == getattr(socket, "AF_UNIX", None)
-        local, port = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
-        self._local: tuple[str, int] = plain_address(local), port
+        self._local: tuple[str, int] = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
@@ -101,13 +100,11 @@ class Listener(Handler):
                 continue
             sock.setblocking(False)
             try:
-                local, port = self._local
-                if local in _ANY:
-                    local, port = sock.getsockname()[:2]
-                    local = plain_address(local)
-                peer = OPERATOR
-                if not self._is_operators:
-                    peer = Peer(plain_address(address[0]), address[1], local, port)
+                if self._is_operators:
+                    peer = OPERATOR
+                else:
+                    local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
+                    peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

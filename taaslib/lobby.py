@@ -43,16 +43,14 @@ class Leg(Handler):
     __slots__ = ("_lobby", "at_end", "early", "hello", "label", "peer", "right", "seats", "since", "sock",
                  "state", "timer", "until")  # fmt: skip
 
-    def __init__(
-        self, lobby: Lobby, sock: Socket, peer: Peer, label: str, right: Right | None
-    ) -> None:
+    def __init__(self, lobby: Lobby, sock: Socket, peer: Peer, label: str, right: Right | None) -> None:
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
         self.since = lobby.loop.clock()
         self.early = b""
         self.hello = HelloReader() if right is None else None  # what the early octets are
         self.until = math.inf  # when a hello that was sent once is sent no more
         self.at_end = False  # its FIN has come
-        self.timer: Timer | None = None
+        self.timer: Timer | None = None  # a visitor's, when nobody was there
         self.seats: tuple[Seat, ...] = ()
         self.state = _ARRIVING if right is None else _WAITING
 
@@ -179,7 +177,6 @@ class Lobby:
 
     def _seek(self, leg: Leg) -> None:
         self._arriving.pop(leg, None)
-        _cancel(leg)
         leg.state = _WAITING
         self._act(leg, self._rooms.seek(leg.label, leg, self.loop.clock()))
 
@@ -194,10 +191,9 @@ class Lobby:
             leg.update_interest()
 
     def _pair(self, responder: Leg, initiator: Leg) -> None:
-        for leg in (responder, initiator):
-            if leg.timer:
-                _cancel(leg)
-            leg.state = _PAIRED
+        responder.state = initiator.state = _PAIRED
+        if initiator.timer:
+            initiator.timer.cancel()
         self.tally.give_back(initiator.seats[-1], *responder.seats)
         id = responder.right.id if responder.right else ""
         _, initiator.seats = _visitor_seats(initiator.label, network_of(initiator.peer.address))
@@ -245,7 +241,8 @@ class Lobby:
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = _ENDED
         self.tally.give_back(*leg.seats)
-        _cancel(leg)
+        if leg.timer:
+            leg.timer.cancel()
         self.loop.forget(leg.sock.fileno(), closing=True)
         leg.sock.close()
         role = "initiator" if leg.right is None else "responder"
@@ -339,8 +336,3 @@ def _visitor_seats(label: str, network: str) -> tuple[tuple[Seat, ...], tuple[Se
 @lru_cache(maxsize=4096)
 def _pair_seats(id: str) -> tuple[Seat, ...]:
     return (("pairs_per_id", id),)
-
-def _cancel(leg: Leg) -> None:
-    if leg.timer:
-        leg.timer.cancel()
-        leg.timer = None

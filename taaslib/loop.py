@@ -75,22 +75,18 @@ class Loop:
         self.busy_since: float | None = None  # when this turn's sleep ended
 
     def watch(
-        self, fd: int, handler: Handler, *, read: bool, write: bool, finished: bool = False,
-        patient: bool = False,
+        self, fd: int, handler: Handler, *,
+        read: bool, write: bool, finished: bool = False, patient: bool = False,
     ) -> None:
         """Say what HANDLER waits for on FD from now on.  Waiting for nothing still tells of failure.
 
         A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
         """
-        new = READ if read else 0
-        if write:
-            new |= WRITE
-        if finished:
-            new |= FINISHED
-        if patient:
-            new |= _PATIENT
-        if fd >= len(self._handlers):
-            self._make_room(fd)
+        new = (READ if read else 0) | (WRITE if write else 0)
+        new |= (FINISHED if finished else 0) | (_PATIENT if patient else 0)
+        if fd + 1 >= len(self._handlers):  # the last one stays free: -1 is the number of a closed socket
+            self._handlers += [None] * (fd + 2)
+            self._interest.extend([0] * (fd + 2))
         if self._handlers[fd] is None:
             self._poller.set(fd, None, new & _ASKED)
             self._fresh.add(fd)
@@ -104,15 +100,11 @@ class Loop:
 
         CLOSING: it is closed next, which epoll notices by itself.
         """
-        if self.watches(fd):
+        if fd < len(self._handlers) and self._handlers[fd] is not None:
             if not (closing and self._poller.sees_closing):
                 self._poller.set(fd, self._interest[fd] & _ASKED, None)
             self._handlers[fd] = None
             self._ready_patient.pop(fd, None)
-
-    def watches(self, fd: int) -> bool:
-        """Whether FD has a handler."""
-        return fd < len(self._handlers) and self._handlers[fd] is not None
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = Timer(call)
@@ -180,12 +172,6 @@ class Loop:
 
     def _still(self, fd: int, handler: Handler, event: int) -> bool:
         return self._handlers[fd] is handler and bool(self._interest[fd] & event)
-
-    def _make_room(self, fd: int) -> None:
-        # The last one stays free: -1 is the number of a closed socket.
-        more = max(fd + 2, 2 * len(self._handlers)) - len(self._handlers)
-        self._handlers += [None] * more
-        self._interest.extend([0] * more)
 
     def _call_due_timers(self) -> None:
         timers, due, now = self._timers, [], self.clock()

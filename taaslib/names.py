@@ -59,9 +59,7 @@ def plain_address(address: str) -> str:
     Interned: thousands of connections come to the same address of ours, and wait.
     """
     if ":" not in address:
-        return sys.intern(
-            address
-        )  # IPv4 has one spelling; ipaddress takes 7 us to say so, twice a connection
+        return sys.intern(address)  # IPv4 has one spelling; ipaddress takes 7 us to say so
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped

@@ -621,7 +621,7 @@ def test_a_reset_by_one_whom_the_loop_was_told_to_forget_is_found_soon(house: Ho
     stall(house, writer, relay, who)
     reader.finish()
     house.until(lambda: writer.ended, "the reader's FIN")
-    assert not house.service.loop.watches(getattr(relay, who).fd)
+    assert house.service.loop._handlers[getattr(relay, who).fd] is None
     writer.reset()
     house.pass_time(10.0)
     assert not house.service.lobby.relays
