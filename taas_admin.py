@@ -7,39 +7,36 @@ Knows nothing of the running service, which sees each change in the database by 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import re
-import secrets
 import sqlite3
-import ssl
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import make_cert
-from taasadmin.book import Book, Entry, Refused
-from taasadmin.doctor import FIX, PEM, Doctor, kind, meet, sha256_of
+from taasadmin.agentfile import SUFFIX
+from taasadmin.book import Book, Refused
+from taasadmin.credentials import (
+    BUSY_MS,
+    MODES,
+    SECRET_BYTES,
+    AgentFile,
+    Credentials,
+    agent_command,
+    in_words,
+)
+from taasadmin.doctor import FIX, Doctor, kind, meet, sha256_of
 from taasadmin.live import Live
 from taasadmin.steer import Rejected, Silent, Steer
-from taasadmin.wording import NO_PYOTP, called
+from taasadmin.wording import called
 from taaslib import config, names
 from taaslib.ownership import Owner, make_folder, owner_of_files
-from taaslib.store import MIGRATIONS, Credential, StoreError, uri_of
-
-BUSY_MS = 5000
-# RFC 4226 section 4 recommends 160 bits for SHA1; RFC 6238's reference takes the hash's own size.
-SECRET_BYTES = {"SHA1": 20, "SHA256": 32, "SHA512": 64}
-MODES = ("redirect", "passthrough", "both")
-SUFFIX = {"ini": ".agent.ini", "js": ".js"}
+from taaslib.store import MIGRATIONS, StoreError, uri_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except (Refused, Rejected, Silent, make_cert.Refused, StoreError, OSError) as error:
         return _fail(error, 1)
-    _say(json.dumps(document, indent=2) if arguments.json else text)
+    if document is not None:
+        _say(json.dumps(document, indent=2) if arguments.json else text)
     return code
 
 
@@ -210,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
     known.add_argument(
         "--certificate", type=Path, metavar="FILE", help="the hidden server's certificate, in PEM"
     )
+    web = command("web", Admin.web, "the page for browsers, on this machine alone, until Ctrl-C")
+    web.add_argument("--port", type=_port, metavar="N", default=8893, help="default: 8893")
     for name in ("revoke", "remove", "disable"):
         commands.choices[name].add_argument(
             "--keep-live", action="store_true", help="let live pairs go on; by default they are ended"
@@ -338,122 +338,71 @@ class Admin:
     def __init__(self, settings: config.Config, owner: Owner | None) -> None:
         self._settings = settings
         self._owner = owner
+        self._credentials = Credentials(settings, owner)
 
     def add(self, wanted: argparse.Namespace) -> Answer:
-        labels = list(dict.fromkeys(wanted.labels))
-        self._refuse_reserved(labels)
-        if wanted.port is not None and len(labels) > 1:
-            raise Refused("--port fixes the port of one label: add the others without it, or each by itself")
-        if wanted.port == self._settings.port:
-            raise Refused(f"port {wanted.port} is the service's own")
-        credential = Credential(
-            id=wanted.id or str(uuid.uuid4()),
-            secret=_secret(wanted.algorithm),
+        def keep(file: AgentFile) -> contextlib.AbstractContextManager[str]:
+            name = file.other_name if file.shared and not wanted.force else file.name
+            return _kept(Path(name), file.content, wanted.force)
+
+        document = self._credentials.add(
+            wanted.labels,
+            wanted.format,
+            keep,
+            id=wanted.id,
+            port=wanted.port,
+            mode=wanted.mode,
             digits=wanted.digits,
             period=wanted.period,
             algorithm=wanted.algorithm,
-            generation=secrets.randbits(31),  # an ID that is removed and added again is another credential
         )
-        entry = Entry(credential, tuple(labels), int(time.time()))
-        content = self._agent_file(entry, wanted.format)
-        uri = self._uri(entry)
-        with self._book() as book:
-            plain, other = _file_names(entry, wanted.format)
-            file = other if book.find(labels[0]) and not wanted.force else plain
-            with _written(file, content, wanted.force):
-                book.add(credential, labels, wanted.port, entry.created, wanted.mode)
-            document = self._document(book, entry, uri) | {"file": str(file.absolute()), "uri": uri}
-        return document, f"Added {_words(document)}.\n{self._next_steps(file, labels[0])}"
+        return document, f"Added {in_words(document)}.\n{self._next_steps(document)}"
 
     def entries(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            documents = [self._document(book, entry) for entry in book.entries()]
-        return documents, "\n".join(map(_words, documents)) or "No credentials yet: add LABEL makes one."
+        documents = self._credentials.all()
+        return documents, "\n".join(map(in_words, documents)) or "No credentials yet: add LABEL makes one."
 
     def show(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            found = book.find(wanted.what) or [self._entry(book, wanted.what)]
-            documents = [self._document(book, entry, self._uri(entry)) for entry in found]
+        documents = self._credentials.with_secret(wanted.what)
         pages = ("\n".join(f"{key:<10} {_plain(d[key])}" for key in d) for d in documents)
         return documents, "\n\n".join(pages)
 
     def grant(self, wanted: argparse.Namespace) -> Answer:
-        self._refuse_reserved(wanted.labels)
-        with self._book() as book:
-            if hosts := self._hosts(wanted):
-                for host in hosts:
-                    book.grant_host(wanted.what, host)
-                return self._hosts_of(book, wanted.what)
-            id = self._entry(book, wanted.what).credential.id
-            book.grant(id, wanted.labels)
-            document = self._document(book, self._entry(book, id))
-        return document, f"Granted: {_words(document)}.\nIts agent registers the `labels` of its agent file."
+        if wanted.host:
+            return _hosts(wanted.what, self._credentials.grant_hosts(wanted.what, wanted.host))
+        document = self._credentials.grant(wanted.what, wanted.labels)
+        text = f"Granted: {in_words(document)}.\nIts agent registers the `labels` of its agent file."
+        return document, text
 
     def revoke(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            if hosts := self._hosts(wanted):
-                for host in hosts:
-                    book.revoke_host(wanted.what, host)
-                return self._hosts_of(book, wanted.what)
-            id = self._entry(book, wanted.what).credential.id
-            book.revoke(id, wanted.labels, wanted.keep_live)
-            document = self._document(book, self._entry(book, id))
-        return document, f"Revoked; it keeps: {_words(document)}."
-
-    def _hosts(self, wanted: argparse.Namespace) -> list[str]:
-        hosts = []
-        for text in wanted.host:
-            try:
-                hosts.append(names.own_host(text, self._settings.registrar, self._settings.servers))
-            except ValueError as error:
-                raise Refused(f"host {text}: {error}") from None
-        return hosts
-
-    @staticmethod
-    def _hosts_of(book: Book, label: str) -> Answer:
-        hosts = book.hosts(label)
-        return {"label": label, "hosts": list(hosts)}, f"Domains of {label}: {', '.join(hosts) or 'none'}."
+        if wanted.host:
+            return _hosts(wanted.what, self._credentials.revoke_hosts(wanted.what, wanted.host))
+        document = self._credentials.revoke(wanted.what, wanted.labels, wanted.keep_live)
+        return document, f"Revoked; it keeps: {in_words(document)}."
 
     def set(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            book.set_mode(wanted.label, wanted.mode)
+        self._credentials.set_mode(wanted.label, wanted.mode)
         return {"label": wanted.label, "mode": wanted.mode}, f"{wanted.label}: {wanted.mode}."
 
     def remove(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            id = self._entry(book, wanted.what).credential.id
-            book.remove(id, wanted.keep_live)
+        id = self._credentials.remove(wanted.what, wanted.keep_live)
         return {"id": id, "removed": True}, f"Removed ID {id}."
 
     def rotate(self, wanted: argparse.Namespace) -> Answer:
-        with self._book() as book:
-            entry = self._entry(book, wanted.what)
-            if not entry.labels:
-                raise Refused(f"ID {wanted.what} has no label to name its file after: grant one first")
-            new = replace(entry.credential, secret=_secret(entry.credential.algorithm))
-            entry = replace(entry, credential=new)
-            content = self._agent_file(entry, wanted.format)
-            uri = self._uri(entry)
-            plain, other = _file_names(entry, wanted.format)
-            shared = len(book.find(entry.labels[0])) > 1
-            file = other if shared or (plain.exists() and not wanted.force) else plain
-            with _written(file, content, wanted.force):
-                book.rotate(new.id, new.secret, wanted.keep_live)
-            document = self._document(book, entry, uri) | {"file": str(file.absolute()), "uri": uri}
-        return document, f"New secret for {_words(document)}.\n{self._next_steps(file, entry.labels[0])}"
+        def keep(file: AgentFile) -> contextlib.AbstractContextManager[str]:
+            taken = file.shared or (Path(file.name).exists() and not wanted.force)
+            return _kept(Path(file.other_name if taken else file.name), file.content, wanted.force)
+
+        document = self._credentials.rotate(wanted.what, wanted.format, keep, wanted.keep_live)
+        return document, f"New secret for {in_words(document)}.\n{self._next_steps(document)}"
 
     def disable(self, wanted: argparse.Namespace) -> Answer:
-        return self._set_enabled(wanted.what, False, wanted.keep_live)
+        document = self._credentials.set_enabled(wanted.what, False, wanted.keep_live)
+        return document, f"Disabled: {in_words(document)}."
 
     def enable(self, wanted: argparse.Namespace) -> Answer:
-        return self._set_enabled(wanted.what, True)
-
-    def _set_enabled(self, what: str, enabled: bool, keep_live: bool = False) -> Answer:
-        with self._book() as book:
-            id = self._entry(book, what).credential.id
-            book.set_enabled(id, enabled, keep_live)
-            document = self._document(book, self._entry(book, id))
-        return document, f"{'Enabled' if enabled else 'Disabled'}: {_words(document)}."
+        document = self._credentials.set_enabled(wanted.what, True)
+        return document, f"Enabled: {in_words(document)}."
 
     def backup(self, wanted: argparse.Namespace) -> Answer:
         database, file = self._settings.database, wanted.file
@@ -481,7 +430,7 @@ class Admin:
             if owner := self._owner or (was and os.geteuid() == 0 and (was.st_uid, was.st_gid)) or None:
                 os.chown(new, *owner)
             _put_in_place(new, database)
-        with self._book():
+        with self._credentials.book():
             pass  # in a folder that is root's this leaves the files beside it that the service can't make
         document = {"file": str(file.absolute()), "credentials": count, "schema": version}
         said = f"Restored {count} credentials from {file} (schema version {version})."
@@ -540,144 +489,34 @@ class Admin:
             raise Unsound(document, f"{name}:{port} is NOT verified: {why}.\nseen   {seen}\nwanted {pin}")
         return document, f"{name}:{port} is verified: TLS ends where the key to this certificate is.\n{seen}"
 
-    def _refuse_reserved(self, labels: list[str]) -> None:
-        reserved = self._settings.reserved_label
-        if reserved in labels:
-            raise Refused(f"label {reserved} is taken: {self._settings.registrar} is the registrar itself")
+    def web(self, wanted: argparse.Namespace) -> Answer:
+        from taasadmin.page import serve  # what no other command needs
 
-    @contextlib.contextmanager
-    def _book(self) -> Iterator[Book]:
-        make_folder(self._settings.database.parent, self._owner)
-        book = Book(self._settings.database, busy_ms=BUSY_MS, synchronous="FULL", owner=self._owner)
-        with contextlib.closing(book):
-            yield book
+        def say(link: str) -> None:
+            each = json.dumps({"url": link}) if wanted.json else f"For one browser, once: {link}"
+            _say(each)
 
-    @staticmethod
-    def _entry(book: Book, what: str) -> Entry:
-        """The credential with that ID, or the only one of that label."""
-        found = book.find(what)
-        for entry in found:
-            if entry.credential.id == what:
-                return entry
-        if len(found) == 1:
-            return found[0]
-        if found:
-            ids = ", ".join(entry.credential.id for entry in found)
-            raise Refused(f"label {what} has several IDs, say which: {ids}")
-        raise Refused(f"there is no ID and no label {what}: see {called('admin')} list")
+        serve(self._settings, self._owner, wanted.port, say)
+        return None, ""
 
-    @staticmethod
-    def _document(book: Book, entry: Entry, uri: str = "") -> dict[str, Any]:
-        """ENTRY for --json; its secret only where the URI is given too."""
-        c = entry.credential
-        ports = {label: book.label_port(label)[0] for label in entry.labels}
-        document: dict[str, Any] = {
-            "id": c.id,
-            "labels": list(entry.labels),
-            "ports": {label: port for label, port in ports.items() if port},  # the fixed ones
-            "hosts": {label: list(book.hosts(label)) for label in entry.labels if book.hosts(label)},
-            "modes": {label: book.mode(label) for label in entry.labels},
-            "digits": c.digits,
-            "period": c.period,
-            "algorithm": c.algorithm,
-            "enabled": c.enabled,
-            "created": _moment(entry.created),
-        }
-        if clock := book.clock(c.id):
-            ahead, seen = clock
-            document["clock"] = {"ahead_seconds": ahead, "seen": _moment(seen)}
-        return document | {"secret": c.secret, "uri": uri} if uri else document
-
-    def _uri(self, entry: Entry) -> str:
-        try:
-            import pyotp
-        except ImportError:
-            raise Refused(NO_PYOTP) from None
-        c = entry.credential
-        digest = getattr(hashlib, c.algorithm.lower())
-        name = f"{entry.labels[0] if entry.labels else c.id}.{self._settings.servers}"
-        totp = pyotp.TOTP(c.secret, digits=c.digits, digest=digest, interval=c.period)
-        return totp.provisioning_uri(name=name, issuer_name=self._settings.registrar)
-
-    def _next_steps(self, file: Path, label: str) -> str:
-        port = "" if self._settings.port == 443 else f":{self._settings.port}"
-        run = f"    {called('agent')} {file} --to 127.0.0.1:443\n" if file.suffix == ".ini" else ""
+    def _next_steps(self, document: dict[str, Any]) -> str:
+        file = os.path.relpath(document["file"])
+        run = f", and run there\n    {agent_command(file)}\n" if file.endswith(".ini") else ""
         return (
             f"Wrote {file}: it holds the secret.  Copy it to the hidden server"
-            + (f", and run there\n{run}" if run else ", for the original client.\n")
-            + f"Visitors then come to\n    https://{label}.{self._settings.servers}{port}/"
+            + (run or ", for the original client.\n")
+            + f"Visitors then come to\n    {self._credentials.visitors_come_to(document['labels'][0])}"
         )
 
-    # The file that the hidden server is given.
 
-    def _agent_file(self, entry: Entry, format: str) -> str:
-        pem = self._certificate()
-        pin = pem if _is_self_signed(pem) else None
-        return self._agent_js(entry, pin) if format == "js" else self._agent_ini(entry, pin)
-
-    def _certificate(self) -> str:
-        path = self._settings.certificate
-        try:
-            pem = PEM.search(path.read_text(encoding="utf-8", errors="replace"))
-        except FileNotFoundError:
-            remedy = f"run {called('make-cert')}, or put yours there"
-            raise Refused(f"certificate {path} is missing: {remedy}") from None
-        if not pem:
-            raise Refused(f"certificate {path} holds no PEM certificate")
-        return pem[0].replace("\r", "")
-
-    def _agent_ini(self, entry: Entry, pin: str | None) -> str:
-        s, c = self._settings, entry.credential
-        lines = [
-            "[registrar]",
-            f"name = {s.registrar}",
-            f"port = {s.port}",
-            f"address = {', '.join(s.public)}",
-            f"trust = {'pin' if pin else 'system'}",
-        ]
-        if pin:
-            lines += ["certificate =", *(f"    {line}" for line in pin.splitlines())]
-        lines += [
-            "",
-            "[credential]",
-            f"id = {c.id}",
-            f"secret = {c.secret}",
-            f"digits = {c.digits}",
-            f"period = {c.period}",
-            f"algorithm = {c.algorithm}",
-            f"labels = {', '.join(entry.labels)}",
-            f"servers = {s.servers}",
-        ]
-        return "\n".join(lines) + "\n"
-
-    def _agent_js(self, entry: Entry, pin: str | None) -> str:
-        s, c = self._settings, entry.credential
-        if c.algorithm != "SHA1":
-            raise Refused(f"the original client knows SHA1 only, not {c.algorithm}")
-        server: dict[str, Any] = {"hostname": s.registrar, "port": s.port}
-        if pin:  # else the client's own list of authorities is the right one
-            server["ca"] = {"type": "Buffer", "data": list(f"{pin}\n".encode())}
-        params = {
-            "base32": c.secret,
-            "step": c.period,
-            "length": c.digits,
-            "issuer": s.servers,
-            "uuid": [c.id],
-            "labels": list(entry.labels),
-            "server": server,
-        }
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in params.items())
-        return f"exports.params = {{\n{lines}\n}}\n"
+def _hosts(label: str, hosts: tuple[str, ...]) -> Answer:
+    return {"label": label, "hosts": list(hosts)}, f"Domains of {label}: {', '.join(hosts) or 'none'}."
 
 
-def _secret(algorithm: str) -> str:
-    return base64.b32encode(secrets.token_bytes(SECRET_BYTES[algorithm])).decode().rstrip("=")
-
-
-def _file_names(entry: Entry, format: str) -> tuple[Path, Path]:
-    """The plain name of ENTRY's file, and the one for where another ID has the same label."""
-    label, suffix = entry.labels[0], SUFFIX[format]
-    return Path(f"{label}{suffix}"), Path(f"{label}-{entry.credential.id[:8]}{suffix}")
+@contextlib.contextmanager
+def _kept(path: Path, content: str, force: bool) -> Iterator[str]:
+    with _written(path, content, force):
+        yield str(path.absolute())
 
 
 @contextlib.contextmanager
@@ -753,55 +592,12 @@ def _beside(database: Path, suffix: str) -> Path:
     return database.with_name(database.name + suffix)
 
 
-def _words(document: dict[str, Any]) -> str:
-    labels = [
-        label
-        + (f" (port {document['ports'][label]})" if label in document["ports"] else "")
-        + ("" if (mode := document["modes"][label]) == "redirect" else f" ({mode})")
-        + "".join(f" + {host}" for host in document["hosts"].get(label, ()))
-        for label in document["labels"]
-    ]
-    state = "" if document["enabled"] else "  DISABLED"
-    return f"{document['id']}  {', '.join(labels) or 'no label'}{state}"
-
-
-def _moment(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(value) or "-"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _is_self_signed(pem: str) -> bool:
-    """Whether issuer and subject are the same (RFC 5280 4.1; the ssl module does not tell)."""
-    try:
-        (_, certificate), *_ = _elements(ssl.PEM_cert_to_DER_cert(pem))
-        (_, to_be_signed), *_ = _elements(certificate)
-        fields = list(_elements(to_be_signed))
-        has_version = fields[0][0] == 0xA0  # only version 1 does not say so
-        _serial, _algorithm, issuer, _validity, subject = fields[has_version : has_version + 5]
-    except (IndexError, ValueError):
-        raise Refused("the certificate is damaged") from None
-    return issuer == subject
-
-
-def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """The tag and the content of each element in DER."""
-    at = 0
-    while at < len(der):
-        tag, length = der[at], der[at + 1]
-        at += 2
-        if length & 0x80:
-            octets = length & 0x7F
-            length = int.from_bytes(der[at : at + octets], "big")
-            at += octets
-        yield tag, der[at : at + length]
-        at += length
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def _say(journey: Journey) -> None:
         f"\n{journey.url}\n"
         "\nor paste this into another terminal:\n"
         f"\n{journey.curl_line()}\n"
+        f"\nThe operator's page:  {sys.executable} taas_admin.py -c {journey.folder / 'taas.ini'} web"
         f"\nLogs are in {journey.folder}. Ctrl-C stops everything.",
         flush=True,
     )
