@@ -14,10 +14,6 @@ from operators import Browser, Web, text_of
 from process import Process
 from test_page import HOSTILE
 
-from taaslib.config import Config
-
-pytestmark = pytest.mark.skipif("socket" not in Config.__dataclass_fields__, reason="no runtime socket yet")
-
 
 @pytest.fixture
 def service(process: Callable[..., Process]) -> Process:
