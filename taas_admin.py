@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except (Refused, make_cert.Refused, StoreError, OSError) as error:
         return _fail(error, 1)
-    _say(json.dumps(document, indent=2) if arguments.json else text)
+    if document is not None:
+        _say(json.dumps(document, indent=2) if arguments.json else text)
     return code
 
 
@@ -195,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     known.add_argument(
         "--certificate", type=Path, metavar="FILE", help="the hidden server's certificate, in PEM"
     )
+    web = command("web", Admin.web, "the page for browsers, on this machine alone, until Ctrl-C")
+    web.add_argument("--port", type=_port, metavar="N", default=8893, help="default: 8893")
     for name in ("revoke", "remove", "disable"):
         commands.choices[name].add_argument(
             "--keep-live", action="store_true", help="let live pairs go on; by default they are ended"
@@ -444,6 +447,16 @@ class Admin:
             why = "somebody in between ends TLS, or the hidden server has another certificate by now"
             raise Unsound(document, f"{name}:{port} is NOT verified: {why}.\nseen   {seen}\nwanted {pin}")
         return document, f"{name}:{port} is verified: TLS ends where the key to this certificate is.\n{seen}"
+
+    def web(self, wanted: argparse.Namespace) -> Answer:
+        from taasadmin.page import serve  # what no other command needs
+
+        def say(link: str) -> None:
+            each = json.dumps({"url": link}) if wanted.json else f"For one browser, once: {link}"
+            _say(each)
+
+        serve(self._settings, self._owner, wanted.port, say)
+        return None, ""
 
     def _next_steps(self, document: dict[str, Any]) -> str:
         file = os.path.relpath(document["file"])

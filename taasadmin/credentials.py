@@ -35,6 +35,7 @@ Document = dict[str, Any]
 class AgentFile:
     """The file for a hidden server, which holds a secret that is about to be the right one."""
 
+    label: str  # the first one
     content: str
     name: str
     other_name: str  # for where another ID's file may have the plain one
@@ -69,7 +70,7 @@ class Credentials:
         labels = list(dict.fromkeys(labels))
         self._refuse_reserved(labels)
         if port is not None and len(labels) > 1:
-            raise Refused("--port fixes the port of one label: add the others without it, or each by itself")
+            raise Refused("a fixed port is one label's: add the others without it, or each by itself")
         if port == self._settings.port:
             raise Refused(f"port {port} is the service's own")
         credential = Credential(
@@ -84,7 +85,9 @@ class Credentials:
         content = agent_file(self._settings, entry, format)
         uri = self._uri(entry)
         with self.book() as book:
-            file = AgentFile(content, *file_names(entry, format), shared=bool(book.find(labels[0])))
+            file = AgentFile(
+                entry.labels[0], content, *file_names(entry, format), shared=bool(book.find(labels[0]))
+            )
             with keep(file) as name:
                 book.add(credential, labels, port, entry.created, mode)
             return self._document(book, entry, uri) | {"file": name, "uri": uri}
@@ -100,7 +103,7 @@ class Credentials:
             content = agent_file(self._settings, entry, format)
             uri = self._uri(entry)
             shared = len(book.find(entry.labels[0])) > 1
-            with keep(AgentFile(content, *file_names(entry, format), shared=shared)) as name:
+            with keep(AgentFile(entry.labels[0], content, *file_names(entry, format), shared=shared)) as name:
                 book.rotate(new.id, new.secret, keep_live)
             return self._document(book, entry, uri) | {"file": name, "uri": uri}
 

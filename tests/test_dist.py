@@ -68,7 +68,9 @@ def test_two_builds_in_different_folders_are_the_same_to_the_octet(tmp_path: Pat
             assert hashlib.sha256((folder / "dist" / file).read_bytes()).hexdigest() == digest
     assert sums[0] == sums[1] and [line[66:] for line in sums[0].splitlines()] == ["taas.pyz", "taas.tar.gz"]
     with zipfile.ZipFile(tmp_path / "a" / "dist" / "taas.pyz") as archive:
-        assert {"taas.py", "taas_admin.py", "taaslib/store.py", "pyotp/totp.py"} <= set(archive.namelist())
+        names = set(archive.namelist())
+    assert {"taas.py", "taas_admin.py", "taaslib/store.py", "pyotp/totp.py"} <= names
+    assert {"taasadmin/page.py", "taasadmin/page.css", "taasadmin/page.js"} <= names
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,9 @@ def test_pip_installs_four_commands(installed: Path, tmp_path: Path) -> None:
     )
     assert "    taas-agent home.agent.ini --to " in run(installed / "taas-admin", "add", "home", cwd=tmp_path)
     (entry,) = json.loads(run(installed / "taas-admin", "--json", "list", cwd=tmp_path))
+    asset = "import pkgutil; print(pkgutil.get_data('taasadmin', '{}').decode())"
+    assert "--accent" in run(installed / "python", "-c", asset.format("page.css"), cwd=tmp_path)
+    assert "use strict" in run(installed / "python", "-c", asset.format("page.js"), cwd=tmp_path)
     assert entry["labels"] == ["home"]
     run(installed / "taas-make-cert", "--renew", cwd=tmp_path)
     assert run(installed / "taas", "--check", "taas.ini", cwd=tmp_path) == "taas.ini: good\n"
