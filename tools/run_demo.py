@@ -5,6 +5,7 @@ Decides what to say and when to stop; journey.py does the rest.
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
@@ -83,13 +84,14 @@ def _bring_up(journey: Journey) -> None:
 
 
 def _say(journey: Journey) -> None:
+    page = [sys.executable, str(TOP / "taas_admin.py"), "-c", str(journey.folder / "taas.ini"), "web"]
     print(
         "\nIt works: the sample page was just fetched through the relay. Open it in a browser"
         "\n(which asks, twice, whether to trust certificates that were made a moment ago):\n"
         f"\n{journey.url}\n"
         "\nor paste this into another terminal:\n"
         f"\n{journey.curl_line()}\n"
-        f"\nThe operator's page:  {sys.executable} taas_admin.py -c {journey.folder / 'taas.ini'} web"
+        f"\nThe operator's page: {shlex.join(page)}"
         f"\nLogs are in {journey.folder}. Ctrl-C stops everything.",
         flush=True,
     )
