@@ -63,7 +63,7 @@ def test_an_answer_that_is_on_its_way_still_arrives(house: House) -> None:
     house.until(lambda: wire.ended)
     assert Reply.parse(wire.plain).status == 503 and wire.closed_in_order
     wire.close()
-    house.until(lambda: not house.service.door.busy)
+    house.until(lambda: not house.service.door.count)
 
 
 def test_a_reload_in_a_drain_does_nothing(house: House) -> None:
