@@ -1,10 +1,11 @@
-"""The operator's half of TAAS, which the service never imports: taas_admin.py's commands stand on it.
+"""The operator's half of TAAS, which taaslib knows nothing of: what taas_admin.py's commands stand on.
 
 wording     how a hint names a command
 book        the database as the operator changes it
 agentfile   what a hidden server is given
 credentials what can be done with credentials and labels
-steer       what the running service is asked
+runtime     what the running service answers on its socket; taas.py hands it to it
+steer       how it is asked
 live        its answers as tables
 doctor      all that the service needs, looked at
 

@@ -1,4 +1,4 @@
-"""Facts -> HTML: elements, and how numbers, times and traffic are written for people.
+"""Facts -> HTML: elements, tables and lines of traffic.
 
 Knows nothing of what the facts mean.  `h` is the only place where markup is made: whatever is not an Html
 already is escaped there, be it a label, an address or what an agent calls itself.
@@ -96,31 +96,3 @@ def sparkline(rates: Sequence[float], words: str, width: int = 120, height: int 
         role="img",
         aria_label=words,
     )
-
-
-def octets(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 999.5:
-            return f"{n:.0f} {unit}" if n >= 10 or unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:,.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """The two largest units: 3 d 4 h."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    left, words = int(seconds), []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if left >= size:
-            words.append(f"{left // size} {unit}")
-            left %= size
-        elif words:
-            break
-    return " ".join(words[:2])
-
-
-def ago(milliseconds: float, now: float) -> str:
-    """When MILLISECONDS since 1970 was, seen from NOW in seconds."""
-    passed = now - milliseconds / 1000
-    return "just now" if passed < 5 else f"{duration(passed)} ago"

@@ -9,10 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from taasadmin.steer import Steer
+from taasadmin.wording import ago, duration, octets
 
 Answer = tuple[Any, str]  # the same for programs and for people
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 class Live:
@@ -24,7 +23,6 @@ class Live:
     def status(self) -> Answer:
         said = self._steer.get("/status")
         state = "drains" if said["draining"] else "ready" if said["ready"] else "NOT READY"
-        now = time.time() * 1000
         rows = [
             (
                 each["label"],
@@ -34,7 +32,7 @@ class Live:
                 each["pairs"],
                 octets(each["to_initiator"]),
                 octets(each["to_responder"]),
-                f"{duration((now - each['last_seen']) / 1000)} ago" if each["last_seen"] else "-",
+                ago(each["last_seen"], time.time()) if each["last_seen"] else "-",
                 plain(each["agent"]),
                 plain(each["agent_version"]),
                 plain(each["port"]),
@@ -140,21 +138,3 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def plain(value: object, unit: str = "") -> str:
     """VALUE in one line for a terminal: an agent's version is what the agent says."""
     return "-" if value is None else "".join(c if c.isprintable() else "?" for c in str(value)) + unit
-
-
-def octets(count: int) -> str:
-    """COUNT in the largest unit that leaves a number of 1 or more."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """SECONDS in its largest unit."""
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

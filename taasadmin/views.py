@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from taasadmin.credentials import MODES, Document, agent_command
 from taasadmin.door import Session
-from taasadmin.html import Child, Html, ago, duration, facts, h, octets, sparkline, table
+from taasadmin.html import Child, Html, facts, h, sparkline, table
 from taasadmin.watch import Now
+from taasadmin.wording import ago, duration, octets
 
 MOST_ROWS = 50
 ICON = (

@@ -1,4 +1,4 @@
-"""How an operator who reads a hint would type what it names."""
+"""How things are written for people: commands as they would type them, numbers, times."""
 
 import sys
 from pathlib import Path
@@ -18,3 +18,31 @@ def called(name: str) -> str:
     if (archive := Path(__file__).parent.parent).is_file():
         return f"python3 {archive.name}{NAMES[name][1]}"
     return f"python {NAMES[name][0]}.py" if sys.argv[0].endswith(".py") else NAMES[name][2]
+
+
+def octets(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 999.5:
+            return f"{n:.0f} {unit}" if n >= 10 or unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 3 d 4 h."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    left, words = int(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size:
+            words.append(f"{left // size} {unit}")
+            left %= size
+        elif words:
+            break
+    return " ".join(words[:2])
+
+
+def ago(milliseconds: float, now: float) -> str:
+    """When MILLISECONDS since 1970 was, seen from NOW in seconds."""
+    passed = now - milliseconds / 1000
+    return "just now" if passed < 5 else f"{duration(passed)} ago"

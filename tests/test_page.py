@@ -22,8 +22,9 @@ from operators import Browser, Standin, Web, text_of
 from process import ROOT
 
 from taasadmin.door import MOST_SESSIONS, SESSION_SECONDS, Door
-from taasadmin.html import ago, duration, h, octets
+from taasadmin.html import h
 from taasadmin.watch import Watch
+from taasadmin.wording import ago, duration, octets
 
 INI = """\
 [taas]
