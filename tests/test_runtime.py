@@ -19,6 +19,7 @@ from process import ROOT, Process, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 from taasadmin.steer import Rejected, Silent, Steer
+from taaslib import __version__
 from taaslib.config import ConfigError, parse
 from taaslib.outcomes import Outcome
 from taaslib.startup import CannotStart
@@ -396,6 +397,9 @@ def test_metrics_count_what_happened(asking: Asking) -> None:
     }
     assert {key: after[key] for key in expected} == expected
     assert {key[1] for key in after if key[0] == "taas_events_total"} == {each.value for each in Outcome}
+    assert after["taas_build_info", __version__] == 1 and after["process_cpu_seconds_total",] > 0
+    house.pass_time(90)
+    assert metrics(asking)["taas_uptime_seconds",] >= 90
     if on_linux():
         assert after["process_open_fds",] > 0 and after["process_resident_memory_bytes",] > 1e6
 
@@ -514,6 +518,8 @@ def test_a_drain_lets_live_pairs_end_and_can_be_watched(asking: Asking) -> None:
     responder, initiator = house.pair()
     assert asking("POST", "/drain") == {"draining": True}
     house.until(lambda: house.events("draining"))
+    measured = metrics(asking)
+    assert (measured["taas_draining",], measured["taas_ready",]) == (1, 0)
     said = asking("GET", "/status")
     assert said["draining"] and not said["ready"] and asking.get("/ready")[0] == 503
     assert len(asking("GET", "/pairs")["pairs"]) == 1
