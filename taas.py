@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         remedies = "pip install pyotp, or apt install python3-pyotp, or use dist/taas.pyz"
         print(f"taas: pyotp is missing: {remedies}", file=sys.stderr)
         return 1
+    os.umask(0o077)  # what we make, the log too, is for our own eyes
     parser = argparse.ArgumentParser(prog="taas.py", description="A rendezvous relay for hidden servers.")
     parser.add_argument("ini", metavar="taas.ini", type=Path)
     parser.add_argument(

@@ -437,27 +437,30 @@ class Admin:
         return document, f"{said}\nA running service follows within two seconds."
 
     def status(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().status()
+        return self._ask(Live.status)
 
     def pairs(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().pairs()
+        return self._ask(Live.pairs)
 
     def pairings(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().pairings(wanted.label)
+        return self._ask(lambda live: live.pairings(wanted.label))
 
     def kick(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().kick(wanted.pair, wanted.label)
+        return self._ask(lambda live: live.kick(wanted.pair, wanted.label))
 
     def drain(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().drain()
+        return self._ask(Live.drain)
 
     def reload(self, wanted: argparse.Namespace) -> Answer:
-        return self._live().reload()
+        return self._ask(Live.reload)
 
-    def _live(self) -> Live:
+    def _ask(self, question: Callable[[Live], Answer]) -> Answer:
         if self._settings.socket is None:
             raise Silent(f"{self._settings.path}: [admin] socket is empty: the service can't be asked")
-        return Live(Steer(self._settings.socket))
+        try:
+            return question(Live(Steer(self._settings.socket)))
+        except (KeyError, TypeError, AttributeError):
+            raise Silent(f"what answers at {self._settings.socket} is no service of this version") from None
 
     def doctor(self, wanted: argparse.Namespace) -> Answer:
         findings = list(Doctor(self._settings, self._owner).findings())

@@ -165,7 +165,7 @@ class Doctor:
                 for port in ports[place : place + SAMPLE]:
                     if listener := _listener(self._listening(public) or public, port):
                         with listener:
-                            results[_reaches(public, port)].append(str(port))
+                            results[_reaches(public, port, listener)].append(str(port))
                         break
             if bad := ", ".join(results[False]):
                 verdict = FIX if _is_here(public) else UNKNOWN  # not every NAT leads back to where one is
@@ -296,10 +296,16 @@ def _is_here(address: str) -> bool:
     return listener is not None
 
 
-def _reaches(address: str, port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection((address, port), PATIENCE_SECONDS).close()
-        return True
+def _reaches(address: str, port: int, listener: socket.socket) -> bool:
+    """Whether who connects to ADDRESS and PORT comes to LISTENER, and not to somebody else's."""
+    word = secrets.token_bytes(16)
+    with contextlib.suppress(OSError), socket.create_connection((address, port), PATIENCE_SECONDS) as sock:
+        sock.sendall(word)
+        listener.settimeout(PATIENCE_SECONDS)
+        arrived, _ = listener.accept()
+        with arrived:
+            arrived.settimeout(PATIENCE_SECONDS)
+            return arrived.recv(len(word), socket.MSG_WAITALL) == word
     return False
 
 

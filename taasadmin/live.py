@@ -22,7 +22,7 @@ class Live:
 
     def status(self) -> Answer:
         said = self._steer.get("/status")
-        state = "drains" if said["draining"] else "ready" if said["ready"] else "NOT READY"
+        state = "draining" if said["draining"] else "ready" if said["ready"] else "NOT READY"
         rows = [
             (
                 each["label"],
@@ -118,7 +118,11 @@ class Live:
         return said, "It takes nobody new, and ends with its last live pair, or when `drain` is over."
 
     def reload(self) -> Answer:
-        return self._steer.post("/reload"), "It follows taas.ini and the certificate."
+        said = self._steer.post("/reload")
+        stays = ", ".join(said["until_restart"])
+        return said, "It follows taas.ini and the certificate" + (
+            f"; until a restart not: {stays}." if stays else "."
+        )
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import socket
@@ -29,11 +30,12 @@ from taaslib.store import StoreError
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 _PATH = re.compile("/(status|pairs|pairings|metrics|healthz|ready|kick|drain|reload)(?:/([a-z0-9-]+))?")
+Query = list[tuple[str, str]]
 _FOR_ALL = ("metrics", "healthz", "ready")  # what the TCP port tells
 
 
 class Wrong(Exception):
-    """The status of the answer, and what it says."""
+    """The status of the answer, what it says, and further fields."""
 
 
 class Runtime:
@@ -42,6 +44,8 @@ class Runtime:
     def open(self, service: Service) -> list[socket.socket]:
         """The socket, for its owner alone, and the TCP port, if there is to be one.  Raises CannotStart."""
         self._service, self._started = service, service.loop.clock()
+        self._modes: list[tuple[str, str | None, int | None]] = []  # of all labels, when they were last read
+        self._told = -math.inf, ""  # when the metrics were last made, and what they were
         config, socks = service.config, []
         if config.metrics:
             try:
@@ -61,11 +65,9 @@ class Runtime:
         outcome = Outcome.STEERED if request.method == "POST" else Outcome.ASKED
         try:
             body = self._answer(request, peer is OPERATOR)
-        except StoreError as error:
-            return Answer(Outcome.STORE_BUSY, _json({"error": str(error)}, 503), cause=str(error))
         except Wrong as wrong:
-            status, why = wrong.args
-            return Answer(Outcome.ASKED, _json({"error": why}, status), cause=why)
+            status, why, *fields = wrong.args
+            return Answer(Outcome.ASKED, _json({"error": why}, status, *fields), cause=why)
         if isinstance(body, str):
             return Answer(outcome, Response(200, body.encode(), _PROMETHEUS))
         return Answer(outcome, _json(body), cause=request.target if outcome is Outcome.STEERED else None)
@@ -78,13 +80,26 @@ class Runtime:
             raise Wrong(404, "nothing is here; see docs/operations.md")
         posts = {"kick": self._kick, "drain": self._drain, "reload": self._reload}
         if (request.method == "POST") != (path[1] in posts) or request.method not in ("GET", "HEAD", "POST"):
-            raise Wrong(405, f"the method here is {'POST' if path[1] in posts else 'GET'}")
+            known = "POST" if path[1] in posts else "GET"
+            raise Wrong(405, f"the method here is {known}", ("Allow", known))
         if post := posts.get(path[1]):
-            return post(dict(parse_qsl(request.target.partition("?")[2])))
+            return post(parse_qsl(request.target.partition("?")[2]))
         if path[2]:
-            return [record.document() for record in self._service.lobby.recorder.records(path[2])]
-        gets = {"status": self._status, "pairs": self._pairs, "metrics": self._metrics, "ready": self._ready}
+            return self._pairings(path[2])
+        if path[1] == "metrics":
+            return self._metrics() if local else self._recent_metrics()
+        gets = {"status": self._status, "pairs": self._pairs, "ready": self._ready}
         return gets[path[1]]() if path[1] in gets else "ok\n"  # healthz: the loop turns
+
+    def _labels(self) -> list[tuple[str, str | None, int | None]]:
+        """Label, mode and clock of all that the store has, or had when it could last be read.
+
+        And of those that it has no more, and whose pairs are still counted: their mode is None.
+        """
+        with contextlib.suppress(StoreError):
+            self._modes = list(self._service.store.labels())
+        known = {label for label, *_ in self._modes}
+        return self._modes + [(each, None, None) for each in self._service.lobby.recorder.labels - known]
 
     def _status(self) -> dict[str, Any]:
         live: dict[str, list[int]] = {}
@@ -93,7 +108,7 @@ class Runtime:
             for at, more in enumerate((1, record.to_initiator, record.to_responder)):
                 sums[at] += more
         labels, now = [], int(self._service.lobby.wall_clock() * 1000)
-        for label, mode, ahead in self._service.store.labels():
+        for label, mode, ahead in self._labels():
             counts, waiting = self._service.lobby.recorder.counts(label), self._service.lobby.waiting(label)
             pairs, to_initiator, to_responder = live.get(label, (0, 0, 0))
             labels.append({
@@ -117,7 +132,10 @@ class Runtime:
 
     def _unready(self) -> str:
         """Why the service would not serve who comes now ("": it would)."""
-        return "the service is about to end" if self._service.draining else self._service.store_broken
+        if self._service.draining:
+            return "the service is about to end"
+        most = sockets.most_descriptors()
+        return "no descriptors are left" if 0 < most <= _descriptors() else self._service.store_broken
 
     def _limits(self) -> dict[str, dict[str, int]]:
         tally, limits, leases = self._service.lobby.tally, self._service.lobby.limits, self._service.leases
@@ -144,22 +162,40 @@ class Runtime:
             raise Wrong(503, why)
         return "ready\n"
 
-    def _kick(self, whom: dict[str, str]) -> dict[str, int]:
-        number = whom.get("pair", "0")
-        if whom.keys() not in ({"pair"}, {"label"}) or not re.fullmatch("[0-9]{1,18}", number):
-            raise Wrong(400, "kick?pair=NUMBER or kick?label=LABEL")
-        if not (kicked := self._service.lobby.kick(int(number), whom.get("label"))):
-            raise Wrong(404, "there is no such pair")
+    def _pairings(self, label: str) -> list[dict[str, Any]]:
+        if label not in (each for each, *_ in self._labels()):
+            raise Wrong(404, f"there is no label {label}")
+        return [record.document() for record in self._service.lobby.recorder.records(label)]
+
+    def _kick(self, whom: Query) -> dict[str, int]:
+        match whom:
+            case [("label", label)]:
+                kicked = self._service.lobby.kick(label=label)
+            case [("pair", number)] if re.fullmatch("[0-9]{1,18}", number):
+                kicked = self._service.lobby.kick(number=int(number))
+            case _:
+                raise Wrong(400, "kick?pair=NUMBER or kick?label=LABEL")
+        if not kicked:
+            raise Wrong(404, "no pair of that number or label is live")
         return {"kicked": kicked}
 
-    def _drain(self, _: dict[str, str]) -> dict[str, bool]:
-        self._service.loop.call_later(0, self._service.drain)  # behind this answer
+    def _drain(self, _: Query) -> dict[str, bool]:
+        if not self._service.draining:  # a second one would end live pairs
+            self._service.loop.call_later(0, self._service.drain)  # behind this answer
         return {"draining": True}
 
-    def _reload(self, _: dict[str, str]) -> dict[str, bool]:
+    def _reload(self, _: Query) -> dict[str, Any]:
         if wrong := self._service.reload():
             raise Wrong(409, wrong)
-        return {"reloaded": True}
+        return {"reloaded": True, "until_restart": self._service.until_restart}
+
+    def _recent_metrics(self) -> str:
+        """At most one a second is made: everybody on this machine may ask for them."""
+        then, text = self._told
+        if self._service.loop.clock() - then >= 1:
+            text = self._metrics()
+            self._told = self._service.loop.clock(), text
+        return text
 
     def _metrics(self) -> str:
         status, events = self._status(), self._service.journal.counts
@@ -192,6 +228,10 @@ def _open_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(errno.EEXIST, "it is there, and no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.setblocking(False)
+            if asking.connect_ex(str(path)) != errno.ECONNREFUSED:
+                raise FileExistsError(errno.EEXIST, "another service listens there")
         path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -218,8 +258,8 @@ def _lines(rows: list[tuple[str, str, float]]) -> Iterator[str]:
         yield f"{name}{{{labels}}} {value:.15g}\n" if labels else f"{name} {value:.15g}\n"
 
 
-def _json(document: Any, status: int = 200) -> Response:
-    return Response(status, json.dumps(document).encode() + b"\n", "application/json")
+def _json(document: Any, status: int = 200, *fields: tuple[str, str]) -> Response:
+    return Response(status, json.dumps(document).encode() + b"\n", "application/json", fields)
 
 
 def _is_local(authority: str) -> bool:

@@ -53,5 +53,5 @@ class Steer:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise Silent(f"no running service answers at {self._path}: {why}") from None
         if answer.status >= 400:
-            raise Rejected(document["error"])
+            raise Rejected(str(document["error"]))
         return document

@@ -69,7 +69,8 @@ def load(path: Path) -> Config:
         text = path.read_text(encoding="utf-8-sig")  # Notepad may write a BOM
     except (OSError, UnicodeDecodeError) as error:
         cause = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(path, "", f"can't be read: {cause}") from None
+        hint = "; taas_admin.py init writes one" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(path, "", f"can't be read: {cause}{hint}") from None
     return parse(text, path)
 
 def parse(text: str, path: Path) -> Config:
@@ -88,6 +89,8 @@ def parse(text: str, path: Path) -> Config:
     admin = _values(path, ini, "admin", _ADMIN)
     if taas.get("http_port") == taas.get("port", 443):
         raise ConfigError(path, "[taas] http-port", "is the same as port")
+    if (admin.get("metrics") or ("", 0))[1] in (taas.get("port", 443), taas.get("http_port")):
+        raise ConfigError(path, "[admin] metrics", "its port is the service's own")
     wildcards = tuple("0.0.0.0" if ipaddress.ip_address(a).version == 4 else "::" for a in taas["public"])
     files = {key: path.parent / taas.get(key, default) for key, default in _FILES.items()}
     log["file"] = path.parent / log["file"] if log.get("file") else None

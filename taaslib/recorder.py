@@ -12,6 +12,7 @@ from taaslib.names import Peer
 from taaslib.outcomes import Outcome
 
 _LONGEST = 64  # characters of what an agent calls itself
+_KEPT_MS = 24 * 3600 * 1000  # of a label that has left the store
 _DOING = {Outcome.IDLE: "our limit", Outcome.FAULT: "our limit"} | dict.fromkeys(
     (Outcome.KICKED, Outcome.REVOKED, Outcome.SHUTDOWN), "operator"
 )
@@ -66,7 +67,8 @@ class Record:
 class Counts:
     """Of one label, since the service started."""
     records: deque[Record]
-    pairs: int = 0
+    pairs: int = 0  # that began, live and failed over ones too
+    live: int = 0
     to_initiator: int = 0  # of pairs that have ended
     to_responder: int = 0
     seen: int | None = None  # ms since 1970: when a hidden server came, or a pair of its ended
@@ -103,22 +105,30 @@ class Recorder:
         counts = self.counts(label)
         counts.records.append(record)
         counts.pairs += 1
+        counts.live += 1
         return record
 
     def end(self, record: Record, outcome: Outcome, seconds: float, now: int) -> None:
         counts, record.outcome, record.seconds = self.counts(record.label), outcome, round(seconds, 3)
-        counts.to_initiator += record.to_initiator
-        counts.to_responder += record.to_responder
+        counts.live -= 1
+        if outcome is not Outcome.FAILED_OVER:
+            counts.to_initiator += record.to_initiator
+            counts.to_responder += record.to_responder
         counts.seen = now
-        if outcome is Outcome.FAILED_OVER:  # nobody was met: the next responder's record is this visit's
-            counts.pairs -= 1
-            if record in counts.records:
-                counts.records.remove(record)
+        if outcome is Outcome.FAILED_OVER and record in counts.records:
+            counts.records.remove(record)  # nobody was met: the next responder's record is this visit's
 
     def records(self, label: str) -> list[Record]:
         """LABEL's last ones, oldest first."""
         return list(self._of_label[label].records) if label in self._of_label else []
 
-    def keep_only(self, labels: set[str]) -> None:
-        """The store has no other LABELS: nobody can ask for what is forgotten."""
-        self._of_label = {label: counts for label, counts in self._of_label.items() if label in labels}
+    def keep_only(self, labels: set[str], now: int) -> None:
+        """The store has no other LABELS: those that were not seen for a day are forgotten."""
+        for label, counts in list(self._of_label.items()):
+            if label not in labels and not counts.live and now - (counts.seen or 0) > _KEPT_MS:
+                del self._of_label[label]
+
+    @property
+    def labels(self) -> set[str]:
+        """Those that have counts, and may have left the store since."""
+        return set(self._of_label)

@@ -173,7 +173,9 @@ class Relay:
             self.close(Outcome.IDLE)
 
     def fail(self, code: int | None, end: End) -> None:
-        """END reset or timed out: errno CODE."""
+        """END, or if the kernel knows better the other, reset or timed out: errno CODE."""
+        if sockets.is_closed(end.peer.source) and not sockets.is_closed(end.source):
+            end = end.peer
         dead = sockets.timed_out(code)
         self._blame(end, "keep-alive" if dead else "reset")
         self.close(Outcome.TIMED_OUT if dead else Outcome.RESET)

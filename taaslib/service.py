@@ -55,6 +55,7 @@ class Service:
         self.config = config
         self._stopping = self.draining = False
         self.store_broken = ""  # what is wrong with it
+        self.until_restart: list[str] = []  # options that a reload could not follow
         startup.raise_descriptor_limit()
         self.manager = Manager()
         self.journal = Journal(clock=clock)
@@ -160,7 +161,7 @@ class Service:
         """Follow taas.ini and the certificates; where they are no good, stay as we are and return why."""
         if self.draining:
             return "the service is about to end"
-        wrong = ""
+        wrong, self.until_restart = "", []
         self.manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = load(self.config.path)
@@ -168,8 +169,9 @@ class Service:
                 old = getattr(self.config, name)
                 if getattr(new, name) != old:
                     section = "admin" if name in ("socket", "metrics") else "taas"
-                    cause = f"[{section}] {name.replace('_', '-')} stays as it was until a restart"
-                    self.journal.note(Outcome.WARNING, cause=cause)
+                    option = f"[{section}] {name.replace('_', '-')}"
+                    self.until_restart.append(option)
+                    self.journal.note(Outcome.WARNING, cause=f"{option} stays as it was until a restart")
                     new = dataclasses.replace(new, **{name: old})
             files_seen, contexts = certificate_files(new), startup.check(new)
             startup.configure_journal(self.journal, new)
@@ -264,7 +266,8 @@ class Service:
             if self.store.changed() or self.store_broken:
                 self.leases.follow_store()
                 self.lobby.revoke(self.leases.holds, self.leases.carries)
-                self.lobby.recorder.keep_only({label for label, *_ in self.store.labels()})
+                labels = {label for label, *_ in self.store.labels()}
+                self.lobby.recorder.keep_only(labels, int(self.lobby.wall_clock() * 1000))
                 self.journal.note(Outcome.FOLLOWED, what="database", credentials=self.store.count())
                 self.store_broken = ""
         except StoreError as error:

@@ -27,6 +27,7 @@ _TCP_INFO_SIZE = 104
 _UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
 _RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
 _TOTAL_RETRANSMITTED = 100  # segments
+_TCP_CLOSE = 7  # netinet/tcp.h; tcpi_state is the first octet
 
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
@@ -115,6 +116,13 @@ def failure(sock: Socket) -> int:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except OSError as error:
         return error.errno or 0
+
+def is_closed(sock: Socket) -> bool:
+    """Whether the kernel is done with it: it was reset, or has timed out (False: that is not told)."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except (AttributeError, OSError):
+        return False
 
 def timed_out(code: int | None) -> bool:
     """Whether errno CODE says that the path is dead, not that the peer reset the connection."""

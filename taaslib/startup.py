@@ -64,7 +64,9 @@ def _tls_context(config: Config, section: str, certificate: Path, key: Path) -> 
         try:
             file.open("rb").close()
         except OSError as error:
-            hint = "; python make_cert.py makes one" if isinstance(error, FileNotFoundError) else ""
+            hint = ""
+            if isinstance(error, FileNotFoundError):
+                hint = "; make_cert.py, or taas.pyz make-cert, makes one"
             if isinstance(error, PermissionError) and config.user:
                 hint = f" for user {config.user}, who will read it when it is renewed"
             why = f"{file}: {error.strerror}{hint}"

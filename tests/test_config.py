@@ -101,6 +101,11 @@ def test_what_the_protocol_counts_and_times_is_the_default() -> None:
     )
 
 
+def test_the_metrics_port_is_none_of_the_service_s() -> None:
+    said = complaint(ini(port="9100") + "[admin]\nmetrics = 127.0.0.1:9100\n")
+    assert said.startswith("[admin] metrics: its port is the service's own")
+
+
 def test_every_key_of_taas_and_log_is_heard() -> None:
     config = read(
         log="file = server.log\nformat = json\nlevel = debug\n[admin]\nsocket = s\nmetrics = 127.0.0.1:9100",

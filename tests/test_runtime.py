@@ -17,6 +17,7 @@ import pytest
 from house import ID, OTHER_ID, REGISTRAR, SERVERS, House, Wire, on_linux
 from process import ROOT, Process, free_port
 from prometheus_client.parser import text_string_to_metric_families
+from test_trial import HELLO, dead, served, visit
 
 from taasadmin.steer import Rejected, Silent, Steer
 from taaslib import __version__
@@ -169,8 +170,31 @@ def test_a_label_that_the_operator_removes_is_forgotten(asking: Asking) -> None:
         for entry in book.find("cam"):
             book.revoke(entry.credential.id, ["cam"])
     house.pass_time(1)
+    assert asking.label("cam")["mode"] is None and asking("GET", "/pairings/cam") == []
+    house.pass_time(25 * 3600)
+    with house.admin() as book:
+        book.set_mode("home", "both")
+    house.pass_time(1)
     assert [each["label"] for each in asking("GET", "/status")["labels"]] == ["home"]
-    assert asking("GET", "/pairings/cam") == []
+    with pytest.raises(Rejected, match="there is no label cam"):
+        asking("GET", "/pairings/cam")
+
+
+def test_what_a_label_has_done_outlasts_its_last_credential(asking: Asking) -> None:
+    house = asking.house
+    house.pair(first=b"abc")[1].reset()
+    house.until(lambda: house.events("reset"))
+    _responder, spared = house.pair(first=b"de")
+    with house.admin() as book:
+        book.revoke(ID, ["home"], keep_live=True)
+        book.revoke(OTHER_ID, ["home"])
+    house.pass_time(1)
+    line = asking.label()
+    assert (line["mode"], line["live"], line["pairs"], line["to_responder"]) == (None, 1, 2, 5)
+    spared.reset()
+    house.until(lambda: len(house.events("reset")) == 2)
+    assert [record["how"] for record in asking("GET", "/pairings/home")] == ["reset", "reset"]
+    assert metrics(asking)["taas_pairs_total", "home"] == 2
 
 
 # ---- Pairs, and kick --------------------------------------------------------------------------------------
@@ -217,6 +241,7 @@ def test_all_pairs_of_a_label_are_kicked_at_once_and_nobody_who_waits(asking: As
         ("/kick?pair=-1", 400),
         ("/kick?pair=1&label=home", 400),
         ("/kick?who=1", 400),
+        ("/kick?label=nobody&label=home", 400),
         (f"/kick?pair={'9' * 4000}", 400),
         ("/kick?pair=%D9%A1", 400),  # a digit that is none of ours
         ("/kick?pair=77", 404),
@@ -283,6 +308,20 @@ def test_whoever_resets_is_named(asking: Asking, who: str, verdict: str) -> None
     responder, initiator = house.pair()
     (initiator if who == "initiator" else responder).reset()
     house.until(lambda: house.events("reset"))
+    assert ended(asking, "reset", verdict)["ended_by"] == who
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("who", ["initiator", "responder"])
+def test_whoever_resets_is_named_while_the_other_sends(asking: Asking, who: str, order: int) -> None:
+    house = asking.house
+    responder, initiator = house.pair()
+    one, other = (initiator, responder) if who == "initiator" else (responder, initiator)
+    deeds = [one.reset, lambda: other.sock.send(b"going on")]
+    for deed in deeds if order else reversed(deeds):  # before the service sees any of it
+        deed()
+    house.until(lambda: house.events("reset"))
+    verdict = "visitor's path" if who == "initiator" else "hidden server's path"
     assert ended(asking, "reset", verdict)["ended_by"] == who
 
 
@@ -425,12 +464,16 @@ def test_it_is_healthy_and_ready_while_it_serves(asking: Asking) -> None:
 def test_it_is_not_ready_while_its_database_can_t_be_read(asking: Asking) -> None:
     house = asking.house
     database = house.config.database
+    assert asking.label()["mode"] == "redirect"
     database.rename(database.with_suffix(".away"))
     database.write_bytes(b"no database")
     house.pass_time(1)
     status, body = asking.get("/ready")
     assert status == 503 and "database" in json.loads(body)["error"]
-    assert asking.get("/healthz")[0] == 200 and asking.get("/status")[0] == 503
+    assert asking.get("/healthz")[0] == 200 and metrics(asking)["taas_ready",] == 0
+    assert (
+        not asking("GET", "/status")["ready"] and asking.label()["mode"] == "redirect"
+    )  # as it was last read
     database.with_suffix(".away").rename(database)
     house.pass_time(1)
     assert asking.get("/ready")[0] == asking.get("/metrics")[0] == 200
@@ -460,7 +503,7 @@ def test_it_is_not_ready_while_its_database_can_t_be_read(asking: Asking) -> Non
 def test_what_it_does_not_serve_is_refused(asking: Asking, line: str, status: int) -> None:
     version = "" if line.endswith("HTTP/2") else " HTTP/1.1"
     answer = asking.raw(f"{line}{version}\r\nHost: localhost\r\n\r\n".encode())
-    assert answer[0] == status
+    assert answer[0] == status and ("allow" in answer[1]) == (status == 405)
 
 
 def test_a_silent_operator_is_answered_408_and_holds_nobody_up(asking: Asking) -> None:
@@ -499,14 +542,18 @@ def test_a_reload_says_what_is_wrong(asking: Asking) -> None:
     with pytest.raises(Rejected, match=r"\[limits\] parked: '3 weeks' is not a time"):
         asking("POST", "/reload")
     house.config.path.write_text(ini(house, "[limits]\nparked = 3s\n"))
-    assert asking("POST", "/reload") == {"reloaded": True}
+    assert asking("POST", "/reload")["reloaded"]
     assert house.service.config.limits.parked == 3.0
 
 
 def test_where_it_is_asked_stays_until_a_restart(asking: Asking) -> None:
     house = asking.house
     house.config.path.write_text(ini(house, "[admin]\nsocket = other.sock\nmetrics = 127.0.0.1:9\n"))
-    asking("POST", "/reload")
+    assert asking("POST", "/reload")["until_restart"] == [
+        "[taas] port",
+        "[admin] socket",
+        "[admin] metrics",
+    ]  # fmt: skip
     causes = [line["cause"] for line in house.events("warning")]
     assert "[admin] socket stays as it was until a restart" in causes
     assert "[admin] metrics stays as it was until a restart" in causes
@@ -523,6 +570,8 @@ def test_a_drain_lets_live_pairs_end_and_can_be_watched(asking: Asking) -> None:
     said = asking("GET", "/status")
     assert said["draining"] and not said["ready"] and asking.get("/ready")[0] == 503
     assert len(asking("GET", "/pairs")["pairs"]) == 1
+    assert asking("POST", "/drain") == {"draining": True}  # once more is not "at once"
+    house.settle()
     initiator.send(b"last words")
     house.until(lambda: responder.received == b"last words")
     with pytest.raises(Rejected, match="about to end"):
@@ -550,6 +599,16 @@ def test_what_a_dead_service_left_is_replaced_and_a_file_is_not(build: Build, tm
     assert house.put().status == 200  # it serves all the same
 
 
+def test_a_service_that_lives_keeps_its_socket(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "taas.sock"
+    first = Asking(build(socket=path))
+    second = build(socket=path)
+    (line,) = [line for line in second.events("warning") if "[admin] socket" in line["cause"]]
+    assert "another service listens there" in line["cause"]
+    said = first("GET", "/status")["listens"]
+    assert said == [f"127.0.0.1:{first.house.service.port}"]
+
+
 @pytest.fixture
 def scraped(build: Build) -> Iterator[tuple[Asking, int]]:
     port = free_port()
@@ -565,6 +624,15 @@ def test_the_port_tells_metrics_and_health_and_nothing_else(scraped: tuple[Askin
         assert asking.get(target, "127.0.0.1", port)[0] == status
     post = asking.raw(b"POST /drain HTTP/1.1\r\nHost: localhost\r\n\r\n", port)
     assert post[0] == 404 and not asking.house.service.draining
+
+
+def test_the_port_makes_its_metrics_once_a_second_at_most(scraped: tuple[Asking, int]) -> None:
+    asking, port = scraped
+    first = asking.get("/metrics", "localhost", port)
+    asking.house.put()
+    assert asking.get("/metrics", "localhost", port) == first != asking.get("/metrics")
+    asking.house.pass_time(1)
+    assert asking.get("/metrics", "localhost", port) != first
 
 
 @pytest.mark.parametrize(
@@ -646,6 +714,42 @@ def test_the_commands_show_and_steer(process: Process) -> None:
     assert admin(process, "kick", "home").returncode == 2  # the command reads taas.ini too
 
 
+def test_it_is_not_ready_while_no_descriptors_are_left(process: Process) -> None:
+    resource = pytest.importorskip("resource")
+    assert process.popen and admin(process, "status").stdout.startswith("TAAS ")
+    use = json.loads(admin(process, "status", "--json").stdout)["limits"]["descriptors"]["use"]
+    hard = resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE, (use + 60, hard))
+    assert " is NOT READY, up " in admin(process, "status").stdout  # answered out of the reserve
+    resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    assert " is ready, up " in admin(process, "status").stdout
+
+
+def test_the_log_is_for_our_own_eyes(process: Process) -> None:
+    assert stat.S_IMODE((process.folder / "server.log").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("said", [b"{}", b"[]", b"null", b'{"error": 1}'])
+def test_what_is_no_service_of_ours_is_told_and_no_traceback(
+    said: bytes, tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    process = Process(tmp_path, certificate)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "taas.sock"))
+        listener.listen()
+
+        def answer() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(4096)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        told = admin(process, "status")
+        thread.join()
+    assert told.returncode == 1 and "is no service of this version" in told.stderr
+
+
 def test_a_drain_by_command_ends_an_idle_service_in_order(process: Process) -> None:
     assert admin(process, "drain").returncode == 0
     assert process.popen and process.popen.wait(20) == 0
@@ -688,3 +792,23 @@ def test_root_leaves_the_socket_to_the_user_that_serves(
         assert admin(process, "status").returncode == 0
     finally:
         process.stop()
+
+
+# ---- A responder that is dead -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not on_linux(), reason="needs TCP_INFO and a socket filter")
+def test_a_fail_over_counts_each_octet_once_and_no_counter_goes_back(asking: Asking) -> None:
+    house = asking.house
+    dead(house)
+    alive = house.responder()
+    visitor = visit(house)
+    house.until(lambda: house.events("paired"))
+    before = metrics(asking)
+    house.pass_time(1.1)
+    served(house, alive, visitor)
+    after = metrics(asking)
+    for name in ("taas_pairs_total", "taas_octets_total"):
+        assert all(after[key] >= value for key, value in before.items() if key[0] == name)
+    assert after["taas_octets_total", "home", "responder"] == len(HELLO)
+    assert after["taas_live", "home"] == 1
