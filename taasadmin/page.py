@@ -44,10 +44,9 @@ def serve(settings: Config, owner: Owner | None, port: int, say: Callable[[str],
         server = Server(port, door, Page(settings, owner, base), base)
     except OSError as error:
         raise Refused(f"127.0.0.1 port {port}: {error.strerror}: choose another one with --port") from None
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         door.announce()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,6 @@ class Lobby:
         role = "initiator" if leg.right is None else "responder"
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
-
     def _part(self, relay: Relay, outcome: Outcome, cause: str | None = None) -> Leg:
         responder, initiator = self._live.pop(relay)
         self.tally.give_back(*responder.seats, *initiator.seats)

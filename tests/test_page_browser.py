@@ -76,7 +76,7 @@ def enter(chromium: Any, web: Web) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     # Chromium calls a form that is refused with 422 a failure to load; nothing else may be said.
-    assert [words for words in heard if "422 (Unprocessable Entity)" not in words] == []
+    assert [words for words in heard if "status of 422 (Unprocessable" not in words] == []
 
 
 def entries(web: Web) -> Any:
