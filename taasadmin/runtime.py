@@ -103,9 +103,9 @@ class Runtime:
 
     def _status(self) -> dict[str, Any]:
         live: dict[str, list[int]] = {}
-        for record, _age in self._service.lobby.live():
+        for record, _age, *octets in self._service.lobby.live():
             sums = live.setdefault(record.label, [0, 0, 0])
-            for at, more in enumerate((1, record.to_initiator, record.to_responder)):
+            for at, more in enumerate((1, *octets)):
                 sums[at] += more
         labels, now = [], int(self._service.lobby.wall_clock() * 1000)
         for label, mode, ahead in self._labels():
@@ -150,11 +150,9 @@ class Runtime:
 
     def _pairs(self) -> dict[str, Any]:
         pairs = []
-        for r, age in self._service.lobby.live():
-            octets = {"to_initiator": r.to_initiator, "to_responder": r.to_responder}
-            pairs.append(
-                r.document() | octets | {"pair": r.number, "label": r.label, "seconds": round(age, 3)}
-            )
+        for record, age, to_initiator, to_responder in self._service.lobby.live():
+            octets = {"to_initiator": to_initiator, "to_responder": to_responder, "seconds": round(age, 3)}
+            pairs.append(record.document() | octets | {"pair": record.number, "label": record.label})
         return {"pairs": pairs}
 
     def _ready(self) -> str:

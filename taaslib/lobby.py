@@ -21,7 +21,7 @@ from taaslib.loop import Handler, Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
-from taaslib.recorder import Record, Recorder
+from taaslib.recorder import Ended, Record, Recorder
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
 from taaslib.sockets import Socket
@@ -201,6 +201,7 @@ class Lobby:
         self.tally.take(*responder.seats)
         now, label, one, other = self.loop.clock(), responder.label, responder.peer, initiator.peer
         waits = now - initiator.since, now - responder.since
+        responder.since = 0.0  # a float less for each of thousands
         record = self.recorder.begin(label, id, one, other, self._now(), *waits)
         self.journal.note(Outcome.PAIRED, label=label, responder=one, initiator=other)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, record, self._on_closed)
@@ -215,7 +216,7 @@ class Lobby:
             on_dead = partial(self._fail_over, relay, early, hello)
             Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
             return
-        from_responder, responder.early = responder.early, b""
+        from_responder, responder.early, initiator.since = responder.early, b"", 0.0
         relay.start(from_responder, header + early, initiator_at_end=initiator.at_end)
 
     def _fail_over(self, relay: Relay, early: bytes, hello: HelloReader, cause: str) -> None:
@@ -252,7 +253,8 @@ class Lobby:
         responder, initiator = self._live.pop(relay)
         self.tally.give_back(*responder.seats, *initiator.seats)
         self._rooms.part(responder.label, self.loop.clock())
-        self.recorder.end(relay.record, outcome, self.loop.clock() - relay.started, self._now())
+        end = relay.record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
+        self.recorder.end(relay.record, end, self._now())
         facts = {"cause": cause} if cause else relay.record.facts()
         one, other = responder.peer, initiator.peer
         self.journal.note(outcome, label=responder.label, responder=one, initiator=other, **facts)
@@ -303,11 +305,10 @@ class Lobby:
         """Nothing listens for LABEL's visitors any more."""
         self._rooms.forget(label)
 
-    def live(self) -> list[tuple[Record, float]]:
-        """The records of all live pairs, their octets brought up to date, and their ages in seconds."""
-        for relay in self._live:
-            relay.count()
-        return [(relay.record, self.loop.clock() - relay.started) for relay in self._live]
+    def live(self) -> list[tuple[Record, float, int, int]]:
+        """The records of all live pairs, their ages in seconds, octets to the initiator and the responder."""
+        now = self.loop.clock()
+        return [(r.record, now - r.started, r.to_initiator, r.to_responder) for r in self._live]
 
     def _now(self) -> int:
         return int(self.wall_clock() * 1000)

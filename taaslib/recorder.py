@@ -5,7 +5,7 @@ Knows addresses and numbers, never what was said.  A record answers whose doing 
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taaslib.limits import Limits
 from taaslib.names import Peer
@@ -16,52 +16,64 @@ _KEPT_MS = 24 * 3600 * 1000  # of a label that has left the store
 _DOING = {Outcome.IDLE: "our limit", Outcome.FAULT: "our limit"} | dict.fromkeys(
     (Outcome.KICKED, Outcome.REVOKED, Outcome.SHUTDOWN), "operator"
 )
-_FACTS = (  # in the log, when a pair has ended
+_FACTS = (  # of a document, in their order
     "id", "waited_seconds", "responder_waited_seconds", "seconds", "to_initiator", "to_responder",
-    "rtt_initiator_ms", "rtt_responder_ms", "retransmitted_initiator", "retransmitted_responder",
-    "ended_by", "how", "verdict",
+    "rtt_initiator_ms", "retransmitted_initiator", "rtt_responder_ms", "retransmitted_responder",
+    "ended_by", "how", "verdict", "outcome",
 )  # fmt: skip
+
+class Ended(NamedTuple):
+    """How a pair was when it ended."""
+    outcome: Outcome
+    seconds: float
+    to_initiator: int  # octets that our kernel took for it
+    to_responder: int
+    rtt_initiator_ms: float | None  # None: the kernel does not tell
+    retransmitted_initiator: int | None  # segments
+    rtt_responder_ms: float | None
+    retransmitted_responder: int | None
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """A pair.  TIMESTAMP, of the pairing, is in ms since 1970; octets are those that were delivered."""
+    """A pair.  While it lives there are thousands of it, so that what only its end brings stands apart."""
     number: int
     label: str
     id: str
     responder: Peer
     initiator: Peer
-    timestamp: int
-    waited_seconds: float  # the visitor, for its hidden server
-    responder_waited_seconds: float
-    seconds: float = 0.0
-    to_initiator: int = 0
-    to_responder: int = 0
-    rtt_initiator_ms: float | None = None  # None: the kernel does not tell
-    rtt_responder_ms: float | None = None
-    retransmitted_initiator: int | None = None  # segments
-    retransmitted_responder: int | None = None
+    timestamp: int  # of the pairing, ms since 1970
+    waited_ms: int  # the visitor, for its hidden server
+    responder_waited_ms: int
     ended_by: str = ""  # the first to end it: "initiator", "responder" or "service"
     how: str = ""  # fin, reset, timeout (what we sent was not acknowledged), keep-alive; or what we did
-    outcome: Outcome | None = None  # it is live
+    end: Ended | None = None
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> str | None:
         """Whose doing the end was, in plain words."""
-        unanswered = self.ended_by == "responder" and self.to_responder and not self.to_initiator
-        if self.outcome is Outcome.COMPLETE and not unanswered:
+        if self.end is None:
+            return None
+        unanswered = self.ended_by == "responder" and self.end.to_responder and not self.end.to_initiator
+        if self.end.outcome is Outcome.COMPLETE and not unanswered:
             return "fine"
         side = "hidden server's path" if self.ended_by == "responder" else "visitor's path"
-        return _DOING.get(self.outcome, side) if self.outcome else side
+        return _DOING.get(self.end.outcome, side)
 
     def facts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _FACTS}
+        """What the log is told of its end."""
+        waits = {"waited_seconds": self.waited_ms / 1000}
+        waits["responder_waited_seconds"] = self.responder_waited_ms / 1000
+        end = self.end._asdict() if self.end else {}
+        end.pop("outcome", None)
+        doing = {"ended_by": self.ended_by, "how": self.how, "verdict": self.verdict}
+        return {"id": self.id} | waits | end | doing
 
     def document(self) -> dict[str, Any]:
         """For GET /pairings/LABEL; the first three are the original's.  Null: it is live."""
         met = {"responder": str(self.responder), "initiator": str(self.initiator)}
-        facts = self.facts() if self.outcome else dict.fromkeys(_FACTS)
-        outcome = self.outcome.value if self.outcome else None
-        return met | {"timestamp": self.timestamp} | facts | {"id": self.id, "outcome": outcome}
+        nothing = dict.fromkeys(_FACTS)
+        facts = self.facts() | {"outcome": self.end.outcome.value} if self.end else {"id": self.id}
+        return met | {"timestamp": self.timestamp} | nothing | facts
 
 @dataclass(slots=True, eq=False)
 class Counts:
@@ -100,7 +112,7 @@ class Recorder:
         self, label: str, id: str, responder: Peer, initiator: Peer, now: int, waited: float, stood: float
     ) -> Record:
         self._number += 1
-        waits = round(waited, 3), round(stood, 3)
+        waits = round(waited * 1000), round(stood * 1000)
         record = Record(self._number, label, id, responder, initiator, now, *waits)
         counts = self.counts(label)
         counts.records.append(record)
@@ -108,15 +120,15 @@ class Recorder:
         counts.live += 1
         return record
 
-    def end(self, record: Record, outcome: Outcome, seconds: float, now: int) -> None:
-        counts, record.outcome, record.seconds = self.counts(record.label), outcome, round(seconds, 3)
+    def end(self, record: Record, end: Ended, now: int) -> None:
+        counts, record.end = self.counts(record.label), end
         counts.live -= 1
-        if outcome is not Outcome.FAILED_OVER:
-            counts.to_initiator += record.to_initiator
-            counts.to_responder += record.to_responder
         counts.seen = now
-        if outcome is Outcome.FAILED_OVER and record in counts.records:
-            counts.records.remove(record)  # nobody was met: the next responder's record is this visit's
+        if end.outcome is not Outcome.FAILED_OVER:
+            counts.to_initiator += end.to_initiator
+            counts.to_responder += end.to_responder
+        elif record in counts.records:  # nobody was met: the next responder's record is this visit's
+            counts.records.remove(record)
 
     def records(self, label: str) -> list[Record]:
         """LABEL's last ones, oldest first."""

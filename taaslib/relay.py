@@ -21,7 +21,7 @@ from taaslib import sockets
 from taaslib.loop import Handler, Loop, Timer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, Pump
-from taaslib.recorder import Record
+from taaslib.recorder import Ended, Record
 from taaslib.sockets import Socket
 
 _DELIVERY_CHECK_SECONDS = 1.0
@@ -183,10 +183,6 @@ class Relay:
     def _blame(self, end: End, how: str) -> None:
         self.record.ended_by, self.record.how = "responder" if end is self.responder else "initiator", how
 
-    def count(self) -> None:
-        """Let the record have what was delivered so far."""
-        self.record.to_initiator, self.record.to_responder = self.to_initiator, self.to_responder
-
     def close(self, outcome: Outcome) -> None:
         if self.state is _CLOSED:
             return
@@ -195,11 +191,10 @@ class Relay:
             self._timer.cancel()
         if outcome not in _THEIRS:
             self.record.ended_by, self.record.how = "service", outcome.value
-        self.count()
-        r = self.record
-        r.rtt_responder_ms, r.retransmitted_responder = sockets.path(self.responder.source)
-        r.rtt_initiator_ms, r.retransmitted_initiator = sockets.path(self.initiator.source)
         ends = self.responder, self.initiator
+        octets = self.to_initiator, self.to_responder
+        paths = sockets.path(self.initiator.source) + sockets.path(self.responder.source)
+        self.record.end = Ended(outcome, round(self._loop.clock() - self.started, 3), *octets, *paths)
         for end in ends:
             self._loop.forget(end.fd, closing=True)
             if outcome is Outcome.COMPLETE:
