@@ -69,7 +69,8 @@ class Must:
     def ratios(self, results: Results) -> list[float]:
         ours = [figures.get(self.figure, 0.0) for figures in results.get(self.row, {}).get(self.ours, [])]
         if self.number:
-            return [self.number / value for value in ours if value]  # how many times better
+            # How many times better; what finds room in memory that was freed before costs nothing, or less.
+            return [self.number / max(value, 1.0) for value in ours if value]
         there = results.get(self.peer_row or self.row, {}).get(self.peer or self.ours, [])
         peer = [figures.get(self.figure, 0.0) for figures in there]
         return [a / b for a, b in zip(ours, peer, strict=False) if a and b]

@@ -104,7 +104,7 @@ class Runtime:
     def _status(self) -> dict[str, Any]:
         live: dict[str, list[int]] = {}
         for record, _age, *octets in self._service.lobby.live():
-            sums = live.setdefault(record.label, [0, 0, 0])
+            sums = live.setdefault(record.right.label, [0, 0, 0])
             for at, more in enumerate((1, *octets)):
                 sums[at] += more
         labels, now = [], int(self._service.lobby.wall_clock() * 1000)
@@ -152,7 +152,7 @@ class Runtime:
         pairs = []
         for record, age, to_initiator, to_responder in self._service.lobby.live():
             octets = {"to_initiator": to_initiator, "to_responder": to_responder, "seconds": round(age, 3)}
-            pairs.append(record.document() | octets | {"pair": record.number, "label": record.label})
+            pairs.append(record.document() | octets | {"pair": record.number, "label": record.right.label})
         return {"pairs": pairs}
 
     def _ready(self) -> str:

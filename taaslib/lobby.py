@@ -108,7 +108,7 @@ class Lobby:
         self.tally = Tally(limits)
         self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
         self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
-        self._live: dict[Relay, tuple[Leg, Leg]] = {}
+        self._live: dict[Relay, None] = {}  # in their order; of their legs nothing is kept
         self.recorder = Recorder(limits)
         self._on_closed = self._part  # one for all relays
         self._check_live()
@@ -194,34 +194,32 @@ class Lobby:
         responder.state = initiator.state = _PAIRED
         if initiator.timer:
             initiator.timer.cancel()
+        right = responder.right
+        assert right
         self.tally.give_back(initiator.seats[-1], *responder.seats)
-        id = responder.right.id if responder.right else ""
-        _, initiator.seats = _visitor_seats(initiator.label, network_of(initiator.peer.address))
-        responder.seats = _pair_seats(id)
-        self.tally.take(*responder.seats)
+        self.tally.take(*_pair_seats(right.id))
         now, label, one, other = self.loop.clock(), responder.label, responder.peer, initiator.peer
         waits = now - initiator.since, now - responder.since
-        responder.since = 0.0  # a float less for each of thousands
-        record = self.recorder.begin(label, id, one, other, self._now(), *waits)
+        record = self.recorder.begin(right, one, other, self._now(), *waits)
         self.journal.note(Outcome.PAIRED, label=label, responder=one, initiator=other)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, record, self._on_closed)
-        self._live[relay] = responder, initiator
-        introduced = responder.right and responder.right.proxy
-        header = proxy2.header(initiator.peer, initiator.label) if introduced else b""
+        self._live[relay] = None
+        header = proxy2.header(other, label) if right.proxy else b""
         early, hello = initiator.early, initiator.hello
         initiator.early, initiator.hello = b"", None
         if hello and hello.whole and not responder.early and self.limits.fail_over:
             credulous = initiator.until == math.inf
             initiator.until = min(initiator.until, now + self.limits.fail_over)
-            on_dead = partial(self._fail_over, relay, early, hello)
+            on_dead = partial(self._fail_over, relay, initiator, early, hello)
             Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
             return
-        from_responder, responder.early, initiator.since = responder.early, b"", 0.0
-        relay.start(from_responder, header + early, initiator_at_end=initiator.at_end)
+        relay.start(responder.early, header + early, initiator_at_end=initiator.at_end)
 
-    def _fail_over(self, relay: Relay, early: bytes, hello: HelloReader, cause: str) -> None:
-        """RELAY's responder was dead, and got nothing of EARLY: its initiator seeks another."""
-        initiator = self._part(relay, Outcome.FAILED_OVER, cause)
+    def _fail_over(
+        self, relay: Relay, initiator: Leg, early: bytes, hello: HelloReader, cause: str
+    ) -> None:
+        """RELAY's responder was dead, and got nothing of EARLY: its INITIATOR seeks another."""
+        self._part(relay, Outcome.FAILED_OVER, cause)
         initiator.early, initiator.hello = early, hello
         initiator.seats, _ = _visitor_seats(initiator.label, network_of(initiator.peer.address))
         self.tally.take(*initiator.seats)
@@ -249,20 +247,21 @@ class Lobby:
         role = "initiator" if leg.right is None else "responder"
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
-    def _part(self, relay: Relay, outcome: Outcome, cause: str | None = None) -> Leg:
-        responder, initiator = self._live.pop(relay)
-        self.tally.give_back(*responder.seats, *initiator.seats)
-        self._rooms.part(responder.label, self.loop.clock())
-        end = relay.record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
-        self.recorder.end(relay.record, end, self._now())
-        facts = {"cause": cause} if cause else relay.record.facts()
-        one, other = responder.peer, initiator.peer
-        self.journal.note(outcome, label=responder.label, responder=one, initiator=other, **facts)
-        return initiator
+    def _part(self, relay: Relay, outcome: Outcome, cause: str | None = None) -> None:
+        del self._live[relay]
+        record, right = relay.record, relay.record.right
+        _, seats = _visitor_seats(right.label, network_of(record.initiator.address))
+        self.tally.give_back(*_pair_seats(right.id), *seats)
+        self._rooms.part(right.label, self.loop.clock())
+        end = record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
+        self.recorder.end(record, end, self._now())
+        facts = {"cause": cause} if cause else record.facts()
+        one, other = record.responder, record.initiator
+        self.journal.note(outcome, label=right.label, responder=one, initiator=other, **facts)
 
     def kick(self, number: int | None = None, label: str | None = None) -> int:
         """End the pair of that NUMBER, or all of LABEL; how many there were."""
-        chosen = [r for r in self._live if number == r.record.number or label == r.record.label]
+        chosen = [r for r in self._live if number == r.record.number or label == r.record.right.label]
         for relay in chosen:
             relay.close(Outcome.KICKED)
         return len(chosen)
@@ -272,8 +271,8 @@ class Lobby:
         for leg in self._rooms.everyone():
             if leg.right and not holds(leg.right):
                 self.leave(leg, Outcome.REVOKED)
-        for relay, (responder, _) in list(self._live.items()):
-            if responder.right and not carries(responder.right):
+        for relay in self.relays:
+            if not carries(relay.record.right):
                 relay.close(Outcome.REVOKED)
 
     def drain(self) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from taaslib.authorization import Right
 from taaslib.limits import Limits
 from taaslib.names import Peer
 from taaslib.outcomes import Outcome
@@ -37,8 +38,7 @@ class Ended(NamedTuple):
 class Record:
     """A pair.  While it lives there are thousands of it, so that what only its end brings stands apart."""
     number: int
-    label: str
-    id: str
+    right: Right  # of the hidden server
     responder: Peer
     initiator: Peer
     timestamp: int  # of the pairing, ms since 1970
@@ -66,13 +66,13 @@ class Record:
         end = self.end._asdict() if self.end else {}
         end.pop("outcome", None)
         doing = {"ended_by": self.ended_by, "how": self.how, "verdict": self.verdict}
-        return {"id": self.id} | waits | end | doing
+        return {"id": self.right.id} | waits | end | doing
 
     def document(self) -> dict[str, Any]:
         """For GET /pairings/LABEL; the first three are the original's.  Null: it is live."""
         met = {"responder": str(self.responder), "initiator": str(self.initiator)}
         nothing = dict.fromkeys(_FACTS)
-        facts = self.facts() | {"outcome": self.end.outcome.value} if self.end else {"id": self.id}
+        facts = self.facts() | {"outcome": self.end.outcome.value} if self.end else {"id": self.right.id}
         return met | {"timestamp": self.timestamp} | nothing | facts
 
 @dataclass(slots=True, eq=False)
@@ -109,19 +109,19 @@ class Recorder:
         counts.agent, counts.seen = str(agent), now
 
     def begin(
-        self, label: str, id: str, responder: Peer, initiator: Peer, now: int, waited: float, stood: float
+        self, right: Right, responder: Peer, initiator: Peer, now: int, waited: float, stood: float
     ) -> Record:
         self._number += 1
         waits = round(waited * 1000), round(stood * 1000)
-        record = Record(self._number, label, id, responder, initiator, now, *waits)
-        counts = self.counts(label)
+        record = Record(self._number, right, responder, initiator, now, *waits)
+        counts = self.counts(right.label)
         counts.records.append(record)
         counts.pairs += 1
         counts.live += 1
         return record
 
     def end(self, record: Record, end: Ended, now: int) -> None:
-        counts, record.end = self.counts(record.label), end
+        counts, record.end = self.counts(record.right.label), end
         counts.live -= 1
         counts.seen = now
         if end.outcome is not Outcome.FAILED_OVER:

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from test_pump import SMALL, connection, reset
 
 from taaslib import sockets
+from taaslib.authorization import Right
 from taaslib.limits import Limits
 from taaslib.loop import EpollPoller, Loop, SelectorsPoller
 from taaslib.names import Peer
@@ -140,7 +141,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         if ended:
             self.sides["initiator"].sock.shutdown(socket.SHUT_WR)
         peer = Peer("127.0.0.1", 1, "127.0.0.1")
-        record = Record(1, "home", "", peer, peer, 0, 0.0, 0.0)
+        record = Record(1, Right("home", "", 0), peer, peer, 0, 0, 0)
         self.relay = Relay(self.loop, self.pools, *ends, record, self.closed)
         self.happened["early"] += any(early)
         said = [bytes(side.said) for side in self.sides.values()]
