@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from taaslib.outcomes import Outcome
 
@@ -54,8 +55,8 @@ class Journal:
         self._as_json = form == "json"
         self._level: int = getattr(logging, level.upper())
 
-    def note(self, outcome: Outcome, **facts: object) -> None:
-        """Write one line; facts that are None are left out."""
+    def note(self, outcome: Outcome, more: Callable[[], dict[str, Any]] = dict, /, **facts: object) -> None:
+        """Write one line; facts that are None are left out.  MORE is asked only for a line that is written."""
         self.counts[outcome] += 1
         level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:
@@ -64,7 +65,7 @@ class Journal:
             self._tell_suppressed()
         count = self._written[outcome] = self._written.get(outcome, 0) + 1
         if count <= self._most:
-            self._write(level, outcome, facts)
+            self._write(level, outcome, facts | more())
 
     def _tell_suppressed(self) -> None:
         """Strangers bring about most of what is noted; they shall not fill the disk."""

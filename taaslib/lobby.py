@@ -255,9 +255,8 @@ class Lobby:
         self._rooms.part(right.label, self.loop.clock())
         end = record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
         self.recorder.end(record, end, self._now())
-        facts = {"cause": cause} if cause else record.facts()
-        one, other = record.responder, record.initiator
-        self.journal.note(outcome, label=right.label, responder=one, initiator=other, **facts)
+        one, other, more = record.responder, record.initiator, dict if cause else record.facts
+        self.journal.note(outcome, more, label=right.label, responder=one, initiator=other, cause=cause)
 
     def kick(self, number: int | None = None, label: str | None = None) -> int:
         """End the pair of that NUMBER, or all of LABEL; how many there were."""
