@@ -56,7 +56,7 @@ class Journal:
         self._level: int = getattr(logging, level.upper())
 
     def note(self, outcome: Outcome, more: Callable[[], dict[str, Any]] = dict, /, **facts: object) -> None:
-        """Write one line; facts that are None are left out.  MORE is asked only for a line that is written."""
+        """Write one line; facts that are None are left out.  MORE is asked only for one that is written."""
         self.counts[outcome] += 1
         level = LEVELS.get(outcome, logging.INFO)
         if level < self._level:

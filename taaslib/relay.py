@@ -174,6 +174,8 @@ class Relay:
 
     def fail(self, code: int | None, end: End) -> None:
         """END, or if the kernel knows better the other, reset or timed out: errno CODE."""
+        if self.state is _CLOSED:
+            return
         if sockets.is_closed(end.peer.source) and not sockets.is_closed(end.source):
             end = end.peer
         dead = sockets.timed_out(code)
