@@ -57,8 +57,8 @@ def test_a_visit_is_seen_ended_and_told_of(service: Process, browser: Browser) -
         assert ended(visitor)
     shows(service, browser, "○ operator ended by the service (kicked)", "label/home")
     shows(service, browser, "0 live pairs.")
-    assert "there is no such pair" in text_of(browser.post(f"pair/{number}/kick", {}).body)
-    assert "there is no such pair" in text_of(browser.post("label/home/kick", {}).body)
+    assert "no pair of that number or label is live" in text_of(browser.post(f"pair/{number}/kick", {}).body)
+    assert "no pair of that number or label is live" in text_of(browser.post("label/home/kick", {}).body)
 
 
 def test_what_an_agent_calls_itself_stays_text(service: Process, browser: Browser) -> None:
