@@ -362,6 +362,8 @@ def test_big_bodies_pass_through_untouched(served: Served, tmp_path: Path) -> No
         server.server_close()
 
 
+# Python 3.10 leaves a socket open where the reset comes between connect and wrap_socket.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", [[], ["--plain"]], ids=["staying", "plain"])
 @pytest.mark.parametrize(
     "times", [pytest.param(4), pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
