@@ -104,18 +104,19 @@ class Runtime:
     def _status(self) -> dict[str, Any]:
         live: dict[str, list[int]] = {}
         for record, _age, *octets in self._service.lobby.live():
-            sums = live.setdefault(record.right.label, [0, 0, 0])
-            for at, more in enumerate((1, *octets)):
+            sums = live.setdefault(record.right.label, [0, 0])
+            for at, more in enumerate(octets):
                 sums[at] += more
         labels, now = [], int(self._service.lobby.wall_clock() * 1000)
         for label, mode, ahead in self._labels():
             counts, waiting = self._service.lobby.recorder.counts(label), self._service.lobby.waiting(label)
-            pairs, to_initiator, to_responder = live.get(label, (0, 0, 0))
+            to_initiator, to_responder = live.get(label, (0, 0))
             labels.append({
                 "label": label, "mode": mode, "port": self._service.leases.q_of(label), "waiting": waiting,
-                "live": pairs, "pairs": counts.pairs, "to_initiator": counts.to_initiator + to_initiator,
+                "live": counts.live, "pairs": counts.pairs,
+                "to_initiator": counts.to_initiator + to_initiator,
                 "to_responder": counts.to_responder + to_responder,
-                "last_seen": now if waiting or pairs else counts.seen,
+                "last_seen": now if waiting or counts.live else counts.seen,
                 "agent": counts.agent, "agent_version": counts.agent_version,
                 "clock_ahead_seconds": ahead,
             })  # fmt: skip

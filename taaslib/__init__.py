@@ -12,6 +12,7 @@ Read the files in this order; it is the journey of one connection.
       guesses         who sent too many wrong codes, and waits
       rendezvous      who meets whom
       limits          how much of everything
+      recorder        what is known of each pair, and whose doing its end was
       config          the text of taas.ini -> Config
     plumbing: descriptors, time, disk
       loop            ready descriptors and due timers

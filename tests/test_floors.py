@@ -4,6 +4,7 @@ Reads syntax trees; imports nothing of ours, so it also speaks when the rest can
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,8 @@ COMMANDS = ("taas", "taas_admin", "taas_agent", "make_cert")
 # A new file gets its place here, after its place in DESIGN.md has been thought of.
 FLOORS = {
     0: {"http1", "clienthello", "proxy2", "authorization", "names", "rendezvous", "outcomes", "limits"}
-    | {"config", "guesses"},
-    1: {"loop", "stream", "listener", "pump", "sockets", "store", "ownership", "journal", "recorder"}
-    | {"supervisor"},
+    | {"config", "guesses", "recorder"},
+    1: {"loop", "stream", "listener", "pump", "sockets", "store", "ownership", "journal"} | {"supervisor"},
     2: {"frontdoor", "registrar", "redirector", "leases", "relay", "trial", "lobby"},
     3: {"service", "startup"},
 }
@@ -94,6 +94,11 @@ def test_there_are_no_folders_inside_the_library() -> None:
 def test_imports_go_down_or_sideways_never_up(name: str) -> None:
     too_high = {other for other in ours(path_of(name)) if FLOOR_OF.get(other, 99) > FLOOR_OF.get(name, -1)}
     assert not too_high, f"taaslib/{name}.py (floor {FLOOR_OF.get(name)}) imports {too_high} from above"
+
+
+def test_the_map_names_every_file() -> None:
+    text = (TAASLIB / "__init__.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"(?m)^      (\w+)  ", text)) == MODULES
 
 
 def test_the_map_imports_nothing() -> None:
