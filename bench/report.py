@@ -69,8 +69,9 @@ class Must:
     def ratios(self, results: Results) -> list[float]:
         ours = [figures.get(self.figure, 0.0) for figures in results.get(self.row, {}).get(self.ours, [])]
         if self.number:
-            # How many times better; what finds room in memory that was freed before costs nothing, or less.
-            return [self.number / max(value, 1.0) for value in ours if value]
+            # How many times better.  Where memory was free already, none is taken.
+            least = 1.0 if self.figure == "pss" else 0.0
+            return [self.number / max(value, least) for value in ours if value]
         there = results.get(self.peer_row or self.row, {}).get(self.peer or self.ours, [])
         peer = [figures.get(self.figure, 0.0) for figures in there]
         return [a / b for a, b in zip(ours, peer, strict=False) if a and b]
