@@ -123,8 +123,7 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
-        leg.early = early
-        leg.seats = _WAITING_SEATS
+        leg.early, leg.seats = early, _WAITING_SEATS
         self.tally.take(*leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())

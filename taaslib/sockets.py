@@ -23,11 +23,11 @@ _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
 _count = bytearray(4)  # where the kernel puts it: to make an object of ours takes it 1 us
-_TCP_INFO_SIZE = 104
-_UNACKED, _LAST_ACK_RECEIVED = 24, 56  # offsets in struct tcp_info: segments; milliseconds
-_RTT, _BYTES_ACKED = 68, 120  # microseconds; octets, since Linux 4.1
-_TOTAL_RETRANSMITTED = 100  # segments
-_TCP_CLOSE = 7  # netinet/tcp.h; tcpi_state is the first octet
+# Of struct tcp_info: segments unacknowledged, ms since the last ACK; the round trip in us, segments sent
+# again; the round trip, octets acknowledged (since Linux 4.1); the state.
+_STATE = struct.Struct("=B")
+_ACKS, _PATH, _ACKED = struct.Struct("=24xI28xI"), struct.Struct("=68xI28xI"), struct.Struct("=68xI48xQ")
+_TCP_CLOSE = 7  # netinet/tcp.h
 
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
@@ -74,31 +74,24 @@ def unanswered(sock: Socket) -> float | None:
     A zero window is no reason: its owner acknowledges our probes, and nothing is unacknowledged.  After an
     idle hour the last ACK is an hour old, so that one look alone proves nothing.
     """
-    if not hasattr(socket, "TCP_INFO"):
-        return None
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-        unacked, last_ack = (struct.unpack_from("=I", info, at)[0] for at in (_UNACKED, _LAST_ACK_RECEIVED))
-    except (OSError, struct.error):
-        return None
-    return last_ack / 1000 if unacked else None
+    told = _info(sock, _ACKS)
+    return told[1] / 1000 if told and told[0] else None
 
 def acknowledged(sock: Socket) -> tuple[int | None, float]:
     """How many octets the peer has acknowledged, SYN included (None: not told); the round trip in seconds."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
-        return struct.unpack_from("=Q", info, _BYTES_ACKED)[0], struct.unpack_from("=I", info, _RTT)[0] / 1e6
-    except (AttributeError, OSError, struct.error):
-        return None, 0.0
+    told = _info(sock, _ACKED)
+    return (told[1], told[0] / 1e6) if told else (None, 0.0)
 
 def path(sock: Socket) -> tuple[float | None, int | None]:
     """The smoothed round trip in ms, and how many segments were sent again."""
+    told = _info(sock, _PATH)
+    return (round(told[0] / 1000, 3), told[1]) if told else (None, None)
+
+def _info(sock: Socket, fields: struct.Struct) -> tuple[int, ...] | None:
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-        again = struct.unpack_from("=I", info, _TOTAL_RETRANSMITTED)[0]
-        return round(struct.unpack_from("=I", info, _RTT)[0] / 1000, 3), again
-    except (AttributeError, OSError, struct.error):
-        return None, None
+        return fields.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size))
+    except (AttributeError, OSError, struct.error):  # this system does not tell
+        return None
 
 def unsent(sock: Socket) -> int:
     """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""
@@ -119,10 +112,7 @@ def failure(sock: Socket) -> int:
 
 def is_closed(sock: Socket) -> bool:
     """Whether the kernel is done with it: it was reset, or has timed out (False: that is not told)."""
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-    except (AttributeError, OSError):
-        return False
+    return _info(sock, _STATE) == (_TCP_CLOSE,)
 
 def timed_out(code: int | None) -> bool:
     """Whether errno CODE says that the path is dead, not that the peer reset the connection."""
