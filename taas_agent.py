@@ -42,7 +42,7 @@ HOLD_LAST = 300.0  # a Retry-After beyond this is shortened
 STEADY_SECONDS = 10.0  # a connection that was lost after waiting this long had been a success
 CLOCK_SLACK = 5.0  # seconds that our clock may differ from the service's
 MAX_REDIRECTS, MAX_ANSWER = 5, 64 * 1024  # octets
-SMALL, LARGE, PIPE = 16 * 1024, 256 * 1024, 1024 * 1024  # octets at once: while messages are small; in bulk; by splice
+SMALL, LARGE, PIPE = 64 * 1024, 256 * 1024, 1024 * 1024  # octets at once: while messages are small; in bulk; by splice
 KEEP_ALIVE = {"TCP_KEEPIDLE": 25, "TCP_KEEPALIVE": 25, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 UNACKNOWLEDGED_MS = 40_000  # = 25 + 3 * 5 seconds
 DEAD_SECONDS = 60.0  # a live visit whose octets stay unacknowledged for so long has lost its path
@@ -681,20 +681,19 @@ class TlsEnd(End):
 
 async def copy(source: End, sink: End) -> None:
     """What SOURCE says, then its FIN, goes to SINK.  In bulk the kernel moves the octets, at half the CPU time."""
-    full, pipe = 0, None  # reads in a row that were full
+    bulk, pipe = False, None  # the last piece was large
     try:
         while True:
-            if full >= 2 and type(source) is type(sink) is End and hasattr(os, "splice"):
+            if bulk and type(source) is type(sink) is End and hasattr(os, "splice"):
                 pipe = pipe or new_pipe()
                 moved = await splice(source, pipe, sink) if pipe else 0
-                full = full if moved >= SMALL else 0
+                bulk = moved >= SMALL // 8
                 if moved:
                     continue
-            most = SMALL if full < 2 else LARGE
-            data = await source.receive(most)
+            data = await source.receive(LARGE if bulk else SMALL)
             if not data:
                 return await sink.finish()
-            full = full + 1 if len(data) == most else 0
+            bulk = len(data) >= SMALL // 2
             source.received += len(data)
             await sink.send(data)
             sink.sent += len(data)

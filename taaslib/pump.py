@@ -5,8 +5,8 @@ when the sink is writable, and reads `pending`, `has_room` and `at_end` to know 
 
 Two ways.  To copy through a ring of octets works everywhere.  To splice (Linux) lets the kernel move pages
 through a pipe, which halves the CPU time per byte in bulk and costs more for small messages: so that begins
-after two full small reads in a row (bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB
-on).
+with a read of 32 KiB (bench of 2026: recv/send wins up to 16 KiB a message, splice from 64 KiB on).  Reads
+are large from the first octet on: a peer that begins with small pieces may keep its window small for long.
 
 A small message is received into one buffer that all pumps share, and nearly always sent whole.  Rings and
 pipes are borrowed from pools for as long as bytes stand in them, so that an idle pair owns neither, and a
@@ -39,16 +39,16 @@ from taaslib.sockets import Socket, is_reserve
 if sys.platform != "win32":
     import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
 
-SMALL = 16 * 1024  # a read while messages are small, octets
+SMALL = 64 * 1024  # a read while messages are small, octets
+_BULK = 32 * 1024  # a read of so much takes the bulk way: more is coming
 LARGE = 256 * 1024  # a ring in bulk; 64 KiB costs twice the CPU time per byte
 _PIPE = 1024 * 1024  # asked for, /proc/sys/fs/pipe-max-size; 64 KiB is clearly slower, 256 KiB is not
 _PIPE_LEAST = 128 * 1024
-_FULL_READS = 2  # in a row, before the bulk way is taken
-_TRICKLE = 1024  # a splice that moves less than this goes back to copying
+_LONE, _IN_A_ROW = 64, 8  # after so many turns without another stream one is spliced so often in a turn
+_TRICKLE = 8 * 1024  # a splice that moves less than this goes back to copying
 
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl has the names on Linux only
 _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
-
 can_splice = hasattr(os, "splice")
 
 class Ring:
@@ -90,6 +90,7 @@ class Pools:
         self._keep = keep  # how many of each kind lie idle at most
         self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
         self._pipes: list[tuple[int, int]] = []
+        self._latest, self._run = -1, 0  # the source that was spliced last, and how often in a row
         self.scratch = memoryview(bytearray(SMALL))  # empty between any two calls
 
     def follow(self, pump: str) -> None:
@@ -118,21 +119,26 @@ class Pools:
         else:
             self._pipes.append(pipe)
 
+    def share(self, source: int) -> int:
+        """How often what descriptor SOURCE has may be spliced in this turn: more where no other stream is."""
+        self._run = self._run + 1 if source == self._latest else 0
+        self._latest = source
+        return _IN_A_ROW if self._run >= _LONE else 1
+
     def close(self) -> None:
-        for pipe in self._pipes:
-            _close_pipe(pipe)
-        self._pipes.clear()
+        while self._pipes:
+            _close_pipe(self._pipes.pop())
 
 class Pump:
     """From SOURCE to SINK; spliced in bulk where POOLS lend a pipe, else through a ring."""
-    __slots__ = ("_full_reads", "_pipe", "_pools", "_ring", "at_end", "copied", "pending", "sink", "source",
+    __slots__ = ("_pipe", "_pools", "_ring", "at_end", "copied", "in_bulk", "pending", "sink", "source",
                  "spliced")  # fmt: skip
 
     def __init__(self, source: Socket, sink: Socket, pools: Pools) -> None:
         self.source, self.sink, self._pools = source, sink, pools
         self._ring: Ring | None = None
         self._pipe: tuple[int, int] | None = None  # one of the two at most
-        self._full_reads = 0
+        self.in_bulk = False  # the last piece was large
         self.pending = 0  # octets taken from the source and not yet taken by the sink
         self.at_end = False  # the source said that no more will come
         self.copied = 0  # octets delivered to the sink's kernel by recv and send
@@ -149,7 +155,7 @@ class Pump:
 
         Returns whether the sink took all and more may come: then there is nothing else to do.
         """
-        if self._full_reads >= _FULL_READS or self.pending:
+        if self.in_bulk or self.pending:
             self._fill_in_bulk()
             return not (self.at_end or self.pending)
         scratch = self._pools.scratch
@@ -157,8 +163,8 @@ class Pump:
             count = self.source.recv_into(scratch)
         except BlockingIOError:  # an urgent octet alone, or another's event
             return True
-        self._full_reads = self._full_reads + 1 if count == SMALL else 0
         if count:
+            self.in_bulk = count >= _BULK
             return self.give(scratch[:count])
         self.at_end = True
         return False
@@ -183,37 +189,46 @@ class Pump:
             self.pending = len(data)
 
     def _fill_in_bulk(self) -> None:
-        if self._pipe is None and self._ring is None:
-            self._pipe = self._pools.borrow_pipe()
+        if not self.pending and (pipe := self._pools.borrow_pipe()):
+            self._pipe = pipe
+            if self._splice(*pipe):
+                return
         if self._pipe is None:
             self._fill_ring()
-        elif not self.pending:
-            try:
-                self.pending = os.splice(self.source.fileno(), self._pipe[1], _PIPE, flags=_SPLICE_FLAGS)
-            except BlockingIOError:
-                pass
-            came = self.pending
-            self.drain()
-            if came < _TRICKLE and not self.pending:
-                self._full_reads = 0
-            if came:
-                return
-            self._fill_ring()
         self.drain()
+
+    def _splice(self, out: int, into: int) -> int:
+        """Through our empty pipe, which goes back if it is empty again; returns octets that came."""
+        source, sink, total = self.source.fileno(), self.sink.fileno(), 0
+        for _ in range(self._pools.share(source)):
+            try:
+                came = self.pending = os.splice(source, into, _PIPE, flags=_SPLICE_FLAGS)
+                total += came
+                if came:
+                    moved = os.splice(out, sink, came, flags=_SPLICE_FLAGS)
+                    self.pending -= moved
+                    self.spliced += moved
+            except BlockingIOError:
+                break
+            if came < _BULK or self.pending or total >= _PIPE:
+                break
+        if not self.pending:
+            self.in_bulk = total >= _TRICKLE
+            self._pools.return_pipe((out, into), dirty=False)
+            self._pipe = None
+        return total
 
     def _fill_ring(self) -> None:
         ring = self._ring
         if ring is None:
-            wanted = LARGE if self._full_reads >= _FULL_READS else SMALL
-            ring = self._ring = self._pools.borrow_ring(wanted)
+            ring = self._ring = self._pools.borrow_ring(LARGE if self.in_bulk else SMALL)
         elif ring.pending == ring.capacity:
             return
         try:
             count = ring.receive(self.source)
         except BlockingIOError:
             count = -1
-        if count < SMALL:
-            self._full_reads = 0
+        self.in_bulk = count >= _BULK
         self.at_end = count == 0
         self.pending = ring.pending
 
