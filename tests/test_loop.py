@@ -26,7 +26,7 @@ class Clock:
         return self.now
 
 
-class Recorder:
+class Recorder(Handler):
     """A handler that notes what it was called for, and then does what a test wants."""
 
     def __init__(self, sock: socket.socket, act: Callable[[str], None] = lambda event: None) -> None:
@@ -496,6 +496,49 @@ def test_a_stranger_who_is_known_now_is_served_with_the_others(world: World) -> 
     assert len(world.poller.poll(5.0)) == 20
     world.turn()
     assert all(recorder.calls == ["readable"] for recorder, _ in strangers)
+
+
+# Streams
+
+
+@both
+def test_at_most_two_with_much_to_do_are_served_in_a_turn_and_after_all_others(world: World) -> None:
+    order: list[str] = []
+    for number in range(5):
+        recorder, far = world.watched(read=True)
+        recorder.in_bulk = True
+        recorder.act = lambda event, number=number: order.append(f"stream {number}")
+        far.send(b"x")
+    recorder, far = world.watched(read=True)
+    recorder.act = lambda event: order.append("visitor")
+    far.send(b"x")
+    assert len(world.poller.poll(5.0)) == 6
+    seen = set()
+    for _ in range(5):
+        order.clear()
+        world.turn()
+        assert order[0] == "visitor"
+        assert len(order) == 3
+        seen |= set(order)
+    assert len(seen) == 6  # each had its turn
+
+
+@both
+def test_a_stream_that_was_closed_before_its_turn_came_is_not_called(world: World) -> None:
+    streams = [world.watched(read=True) for _ in range(5)]
+    for recorder, far in streams:
+        recorder.in_bulk = True
+        far.send(b"x")
+    assert len(world.poller.poll(5.0)) == 5
+    world.turn()
+    late = [recorder for recorder, _ in streams if not recorder.calls]
+    assert len(late) == 3
+    for recorder in late:
+        world.loop.forget(recorder.sock.fileno())
+        recorder.sock.close()
+    world.turn(5)
+    assert not any(recorder.calls for recorder in late)
+    assert world.faults == []
 
 
 # Timers

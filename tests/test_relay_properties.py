@@ -33,7 +33,7 @@ from test_pump import SMALL, connection, reset
 from taaslib import sockets
 from taaslib.authorization import Right
 from taaslib.limits import Limits
-from taaslib.loop import EpollPoller, Loop, SelectorsPoller
+from taaslib.loop import EpollPoller, Handler, Loop, SelectorsPoller
 from taaslib.names import Peer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, can_splice
@@ -47,7 +47,7 @@ SIZES = st.sampled_from([1, 100, 1023, SMALL - 1, SMALL, SMALL + 1, 100_000, 400
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's pipes and /proc")
 
 
-class Side:
+class Side(Handler):
     """The far end of one of the relay's two connections, and a book of what it said and heard."""
 
     def __init__(self, sock: socket.socket, seed: int) -> None:
