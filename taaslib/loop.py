@@ -163,6 +163,9 @@ class Loop:
             return
         interest = self._interest[fd]
         try:
+            if events == READ and interest & READ:
+                handler.on_readable()
+                return
             if events & FAILED:
                 handler.on_failed()
                 return
@@ -225,7 +228,7 @@ class SelectorsPoller:
         self._selector = selectors.DefaultSelector()
 
     def set(self, fd: int, old: int | None, new: int | None) -> None:
-        before, after = _mask(old), _mask(new)
+        before, after = _mask(old or 0), _mask(new or 0)
         if before and after:
             self._selector.modify(fd, after)
         elif before:
@@ -242,6 +245,5 @@ class SelectorsPoller:
     def close(self) -> None:
         self._selector.close()
 
-def _mask(interest: int | None) -> int:
-    interest = interest or 0
+def _mask(interest: int) -> int:
     return selectors.EVENT_READ * bool(interest & READ) | selectors.EVENT_WRITE * bool(interest & WRITE)

@@ -46,7 +46,6 @@ _PIPE = 1024 * 1024  # asked for, /proc/sys/fs/pipe-max-size; 64 KiB is clearly 
 _PIPE_LEAST = 128 * 1024
 _LONE, _IN_A_ROW = 64, 8  # after so many turns without another stream one is spliced so often in a turn
 _TRICKLE = 8 * 1024  # a splice that moves less than this goes back to copying
-
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl has the names on Linux only
 _SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
 can_splice = hasattr(os, "splice")

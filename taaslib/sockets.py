@@ -25,8 +25,7 @@ _SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were nev
 _count = bytearray(4)  # where the kernel puts it: to make an object of ours takes it 1 us
 # Of struct tcp_info: segments unacknowledged, ms since the last ACK; the round trip in us, segments sent
 # again; the round trip, octets acknowledged (since Linux 4.1); the state.
-_STATE = struct.Struct("=B")
-_ACKS, _PATH, _ACKED = struct.Struct("=24xI28xI"), struct.Struct("=68xI28xI"), struct.Struct("=68xI48xQ")
+_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=68xI28xI", "=68xI48xQ", "=B"))
 _TCP_CLOSE = 7  # netinet/tcp.h
 
 def is_reserve(fd: int) -> bool:
