@@ -76,8 +76,9 @@ def test_a_run_on_the_pool_makes_it_grow(
         for one in waiting:
             stack.enter_context(one.visit())
             stack.enter_context(accept(target))
-        reached, _ = level(agent, lambda all, still: all in grown and still == 0)
+        level(agent, lambda all, still: all in grown and still == 0)
         gate.open()
+        reached, _ = level(agent, lambda all, still: all in grown and still == all)
         for _ in range(reached):
             stack.enter_context(registrar.waiting())
         assert registrar.count_waiting() == 0
