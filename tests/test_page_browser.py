@@ -94,6 +94,12 @@ def click(page: Any, words: str, role: str = "button") -> None:
     page.get_by_role(role, name=words).first.click()
 
 
+def labels(page: Any) -> Any:
+    """The form's first field, once it has the focus: to type sooner makes Chromium complain."""
+    page.locator("input[autofocus]:focus").wait_for()
+    return page.get_by_label("Labels")
+
+
 def says(page: Any, words: str) -> None:
     page.get_by_text(words).first.wait_for()
 
@@ -103,7 +109,7 @@ def test_an_id_lives_from_its_making_to_its_end(web: Web, enter: Callable[..., A
     page = enter(java_script_enabled=script)
     says(page, "No hidden server yet")
     click(page, "Add the first one", "link")
-    page.get_by_label("Labels").fill("home, Cam")
+    labels(page).fill("home, Cam")
     page.get_by_label("passed through or redirected").check()
     click(page, "Add")
     says(page, "Added: home, cam.")
@@ -161,7 +167,7 @@ def test_a_label_gets_a_port_a_mode_and_domains_and_the_original_client_its_file
 ) -> None:
     page = enter()
     click(page, "Add", "link")
-    page.get_by_label("Labels").fill("home")
+    labels(page).fill("home")
     page.get_by_label("Fixed port (optional)").fill("99999")
     page.get_by_label("the original client of 2014").check()
     click(page, "Add")
@@ -372,7 +378,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(
 def test_a_command_is_copied(web: Web, enter: Callable[..., Any]) -> None:
     page = enter(permissions=["clipboard-read", "clipboard-write"])
     page.goto(page.overview + "add")
-    page.get_by_label("Labels").fill("home")
+    labels(page).fill("home")
     click(page, "Add")
     click(page, "Copy")
     says(page, "Copied")
