@@ -17,6 +17,7 @@ both = pytest.mark.parametrize("poller", [EpollPoller, SelectorsPoller])
 only_epoll = pytest.mark.parametrize("poller", [EpollPoller])
 only_selectors = pytest.mark.parametrize("poller", [SelectorsPoller])
 HANDSHAKES_PER_TURN = 8
+STREAMS_PER_TURN = 2
 
 
 class Clock:
@@ -396,14 +397,32 @@ def test_a_number_that_is_used_again_within_one_turn_gets_no_stale_event(world: 
     assert successors[0].calls == ["writable"]  # its own event
 
 
-@both
-def test_a_deferred_stranger_s_number_that_is_used_again_gets_no_stale_event(world: World) -> None:
-    strangers = [world.watched(read=True, patient=True) for _ in range(HANDSHAKES_PER_TURN + 1)]
-    for _, far in strangers:
+# Some wait for their turn: strangers, and streams.
+each_deferred = pytest.mark.parametrize(
+    ("streams", "per_turn"),
+    [(False, HANDSHAKES_PER_TURN), (True, STREAMS_PER_TURN)],
+    ids=["strangers", "streams"],
+)
+
+
+def deferred(world: World, count: int, *, streams: bool) -> list[Recorder]:
+    """COUNT handlers that can all be read."""
+    all = [world.watched(read=True, patient=not streams) for _ in range(count)]
+    for recorder, far in all:
+        recorder.in_bulk = streams
         far.send(b"x")
-    assert len(world.poller.poll(5.0)) == len(strangers)
+    assert len(world.poller.poll(5.0)) == count
+    return [recorder for recorder, _ in all]
+
+
+@both
+@each_deferred
+def test_a_deferred_one_s_number_that_is_used_again_gets_no_stale_event(
+    world: World, streams: bool, per_turn: int
+) -> None:
+    all = deferred(world, per_turn + 1, streams=streams)
     world.turn()
-    (last,) = [recorder for recorder, _ in strangers if not recorder.calls]
+    (last,) = [recorder for recorder in all if not recorder.calls]
     fd = last.sock.fileno()
     world.loop.forget(fd)
     near, _far = world.pair()
@@ -459,14 +478,14 @@ def test_strangers_take_their_turns_round_robin(world: World) -> None:
 
 
 @both
-def test_a_stranger_who_was_closed_before_its_turn_came_is_not_called(world: World) -> None:
-    strangers = [world.watched(read=True, patient=True) for _ in range(20)]
-    for _, far in strangers:
-        far.send(b"x")
-    assert len(world.poller.poll(5.0)) == 20
+@each_deferred
+def test_one_who_was_closed_before_its_turn_came_is_not_called(
+    world: World, streams: bool, per_turn: int
+) -> None:
+    all = deferred(world, 20, streams=streams)
     world.turn()
-    late = [recorder for recorder, _ in strangers if not recorder.calls]
-    assert len(late) == 12
+    late = [recorder for recorder in all if not recorder.calls]
+    assert len(late) == 20 - per_turn
     for recorder in late:
         world.loop.forget(recorder.sock.fileno())
         recorder.sock.close()
@@ -521,24 +540,6 @@ def test_at_most_two_with_much_to_do_are_served_in_a_turn_and_after_all_others(w
         assert len(order) == 3
         seen |= set(order)
     assert len(seen) == 6  # each had its turn
-
-
-@both
-def test_a_stream_that_was_closed_before_its_turn_came_is_not_called(world: World) -> None:
-    streams = [world.watched(read=True) for _ in range(5)]
-    for recorder, far in streams:
-        recorder.in_bulk = True
-        far.send(b"x")
-    assert len(world.poller.poll(5.0)) == 5
-    world.turn()
-    late = [recorder for recorder, _ in streams if not recorder.calls]
-    assert len(late) == 3
-    for recorder in late:
-        world.loop.forget(recorder.sock.fileno())
-        recorder.sock.close()
-    world.turn(5)
-    assert not any(recorder.calls for recorder in late)
-    assert world.faults == []
 
 
 # Timers
