@@ -9,7 +9,6 @@ import contextlib
 import os
 import platform
 import signal
-import ssl
 import subprocess
 import time
 from pathlib import Path
@@ -134,7 +133,6 @@ def facts(root: Path) -> dict[str, str]:
     return {
         "machine": f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "system": f"{_os_name()}, Linux {platform.release()}",
-        "Python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}",
         "commit": commit + (" with uncommitted changes: these ratios do not count" if changed else ""),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "load before": " ".join(_read("/proc/loadavg").split()[:3]),

@@ -227,6 +227,7 @@ def main() -> int:
         del families["crowd"]
     only = [name for name in arguments.only.split(",") if name]
     facts = machine.facts(ROOT)
+    facts["Python of ours"] = peers.python_version()
     facts["rounds"] = f"{rounds} of {seconds} s, candidates in turn; {visits} visits a round"
     shop = Shop()
     bench = Bench(shop, rounds)
