@@ -17,7 +17,7 @@ from taaslib.authorization import Right
 from taaslib.http1 import BadRequest, Request, RequestParser, text
 from taaslib.journal import Journal
 from taaslib.limits import Limits
-from taaslib.loop import Handler, Loop
+from taaslib.loop import PATIENT, READ, WRITE, Handler, Loop
 from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
 from taaslib.sockets import Socket
@@ -368,8 +368,8 @@ class Exchange(Handler):
         waits = answering, answering or self._stream.backlog
         if waits != self._waits:
             self._waits = waits
-            fd = self._sock.fileno()
-            self._door.loop.watch(fd, self, read=not answering, write=waits[1], patient=True)
+            interest = PATIENT | (0 if answering else READ) | (WRITE if waits[1] else 0)
+            self._door.loop.watch(self._sock.fileno(), self, interest)
 
 def _host_of(request: Request) -> str:
     try:

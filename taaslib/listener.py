@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from taaslib.limits import Limits
-from taaslib.loop import Handler, Loop, Timer
+from taaslib.loop import READ, Handler, Loop, Timer
 from taaslib.names import Peer, plain_address
 from taaslib.sockets import Socket, is_reserve, tune
 
@@ -130,4 +130,4 @@ class Listener(Handler):
         self._update_interest()
 
     def _update_interest(self) -> None:
-        self._loop.watch(self.sock.fileno(), self, read=self._pause is None, write=False)
+        self._loop.watch(self.sock.fileno(), self, 0 if self._pause else READ)

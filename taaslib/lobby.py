@@ -17,7 +17,7 @@ from taaslib.authorization import Right
 from taaslib.clienthello import HelloReader
 from taaslib.journal import Journal
 from taaslib.limits import Limits, Seat, Tally
-from taaslib.loop import Handler, Loop, Timer
+from taaslib.loop import FINISHED, READ, Handler, Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools
@@ -89,8 +89,8 @@ class Leg(Handler):
     def update_interest(self) -> None:
         done = self.at_end or (self.hello and self.hello.whole)
         room = not done and len(self.early) < self._lobby.limits.early_bytes
-        fd, finished = self.sock.fileno(), room or self.right is not None
-        self._lobby.loop.watch(fd, self, read=room, write=False, finished=finished)
+        interest = READ | FINISHED if room else 0 if self.right is None else FINISHED
+        self._lobby.loop.watch(self.sock.fileno(), self, interest)
 
 @dataclass(eq=False)
 class Lobby:

@@ -19,8 +19,8 @@ from itertools import count
 from typing import Protocol
 
 READ, WRITE, FAILED, HUNG_UP, FINISHED = 0x001, 0x004, 0x008, 0x010, 0x2000  # epoll's own numbers
-_ASKED = READ | WRITE | FINISHED
-_PATIENT = 0x4000  # beside them in our own notes
+PATIENT = 0x4000  # beside them in our own notes: a stranger's handshake, served after all others
+_ASKED, _PROMPT, _NOT_ALONE = READ | WRITE | FINISHED, READ | PATIENT, READ | WRITE | FAILED
 _MAX_EVENTS = 1024  # descriptors served in one turn
 _PATIENT_PER_TURN = 8  # strangers' handshakes served in one turn: some 4 ms of somebody else's waiting
 _BULKY_PER_TURN = 2  # handlers with much to do: a stream may move 1 MiB, some 0.3 ms
@@ -33,7 +33,7 @@ class Handler:
     def on_readable(self) -> None: ...
     def on_writable(self) -> None: ...
     def on_finished(self) -> None:
-        """The peer will send no more; bytes may still stand before its FIN.  Only where asked for."""
+        """The peer will send no more; bytes may still stand before its FIN.  For one who does not read."""
 
     def on_failed(self) -> None:
         """The connection was reset or timed out."""
@@ -44,7 +44,9 @@ class Handler:
 class Poller(Protocol):
     sees_closing: bool  # a descriptor that is closed need not be taken out
 
-    def set(self, fd: int, old: int | None, new: int | None) -> None: ...
+    def add(self, fd: int, interest: int, /) -> None: ...
+    def change(self, fd: int, interest: int, /) -> None: ...
+    def remove(self, fd: int, /) -> None: ...
     def poll(self, seconds: float) -> list[tuple[int, int]]: ...
     def close(self) -> None: ...
 
@@ -77,25 +79,20 @@ class Loop:
         self.turns = 0  # so far
         self.busy_since: float | None = None  # when this turn's sleep ended
 
-    def watch(
-        self, fd: int, handler: Handler, *,
-        read: bool, write: bool, finished: bool = False, patient: bool = False,
-    ) -> None:
-        """Say what HANDLER waits for on FD from now on.  Waiting for nothing still tells of failure.
+    def watch(self, fd: int, handler: Handler, interest: int) -> None:
+        """Say what HANDLER waits for on FD from now on: of READ, WRITE, FINISHED, PATIENT any or none.
 
-        A PATIENT descriptor (a stranger's handshake) is served after all others, a few each turn.
+        Waiting for nothing still tells of failure.
         """
-        new = (READ if read else 0) | (WRITE if write else 0)
-        new |= (FINISHED if finished else 0) | (_PATIENT if patient else 0)
         if fd + 1 >= len(self._handlers):  # the last one stays free: -1 is the number of a closed socket
             self._handlers += [None] * (fd + 2)
             self._interest.extend([0] * (fd + 2))
         if self._handlers[fd] is None:
-            self._poller.set(fd, None, new & _ASKED)
+            self._poller.add(fd, interest & _ASKED)
             self._fresh.add(fd)
-        elif new != self._interest[fd]:
-            self._poller.set(fd, self._interest[fd] & _ASKED, new & _ASKED)
-        self._interest[fd] = new
+        elif interest != self._interest[fd]:
+            self._poller.change(fd, interest & _ASKED)
+        self._interest[fd] = interest
         self._handlers[fd] = handler
 
     def forget(self, fd: int, *, closing: bool = False) -> None:
@@ -105,10 +102,11 @@ class Loop:
         """
         if fd < len(self._handlers) and self._handlers[fd] is not None:
             if not (closing and self._poller.sees_closing):
-                self._poller.set(fd, self._interest[fd] & _ASKED, None)
+                self._poller.remove(fd)
             self._handlers[fd] = None
-            self._ready_patient.pop(fd, None)
-            self._ready_bulky.pop(fd, None)
+            if self._ready_patient or self._ready_bulky:
+                self._ready_patient.pop(fd, None)
+                self._ready_bulky.pop(fd, None)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = Timer(call)
@@ -133,12 +131,12 @@ class Loop:
             asked = interest[fd]
             if handler.in_bulk:
                 self._ready_bulky[fd] = events
-            elif events == READ and asked & (READ | _PATIENT) == READ:  # nearly always
+            elif asked & _PROMPT == READ and events & _NOT_ALONE == READ:  # nearly always
                 try:
                     handler.on_readable()
                 except Exception:
                     self._on_fault(handler)
-            elif asked & _PATIENT:
+            elif asked & PATIENT:
                 self._ready_patient[fd] = events
             else:
                 self._serve(fd, events)
@@ -163,8 +161,8 @@ class Loop:
             return
         interest = self._interest[fd]
         try:
-            if events == READ and interest & READ:
-                handler.on_readable()
+            if interest & READ and events & _NOT_ALONE == READ:
+                handler.on_readable()  # which sees the end, too
                 return
             if events & FAILED:
                 handler.on_failed()
@@ -205,14 +203,7 @@ class EpollPoller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-
-    def set(self, fd: int, old: int | None, new: int | None) -> None:
-        if new is None:
-            self._epoll.unregister(fd)
-        elif old is None:
-            self._epoll.register(fd, new)
-        else:
-            self._epoll.modify(fd, new)
+        self.add, self.change, self.remove = self._epoll.register, self._epoll.modify, self._epoll.unregister
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         return self._epoll.poll(seconds, _MAX_EVENTS)
@@ -227,14 +218,18 @@ class SelectorsPoller:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
 
-    def set(self, fd: int, old: int | None, new: int | None) -> None:
-        before, after = _mask(old or 0), _mask(new or 0)
-        if before and after:
-            self._selector.modify(fd, after)
-        elif before:
+    def add(self, fd: int, interest: int) -> None:
+        events = selectors.EVENT_READ * bool(interest & READ) | selectors.EVENT_WRITE * bool(interest & WRITE)
+        if events:
+            self._selector.register(fd, events)
+
+    def change(self, fd: int, interest: int) -> None:
+        self.remove(fd)
+        self.add(fd, interest)
+
+    def remove(self, fd: int) -> None:
+        if fd in self._selector.get_map():
             self._selector.unregister(fd)
-        elif after:
-            self._selector.register(fd, after)
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         return [
@@ -244,6 +239,3 @@ class SelectorsPoller:
 
     def close(self) -> None:
         self._selector.close()
-
-def _mask(interest: int) -> int:
-    return selectors.EVENT_READ * bool(interest & READ) | selectors.EVENT_WRITE * bool(interest & WRITE)

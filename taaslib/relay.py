@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable
 
 from taaslib import sockets
-from taaslib.loop import Handler, Loop, Timer
+from taaslib.loop import FINISHED, READ, WRITE, Handler, Loop, Timer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, Pump
 from taaslib.recorder import Ended, Record
@@ -146,7 +146,7 @@ class Relay:
                 self._loop.forget(end.fd)
             else:
                 # Reading sees the end too; but to change what the leg waited for is one more system call.
-                self._loop.watch(end.fd, end, read=read, write=write, finished=read)
+                self._loop.watch(end.fd, end, (READ | FINISHED if read else 0) | (WRITE if write else 0))
 
     def check(self, dead_after: float, idle: float) -> None:
         """Close the pair if a path is dead: what was sent stays unacknowledged for DEAD_AFTER seconds.

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 
 from taaslib.journal import Journal
-from taaslib.loop import Handler, Loop
+from taaslib.loop import READ, Handler, Loop
 from taaslib.outcomes import Outcome
 
 
@@ -31,7 +31,7 @@ class Signals(Handler):
         self._writer.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._old = {number: signal.signal(number, lambda *_: None) for number in self._calls}
-        self._loop.watch(self._reader.fileno(), self, read=True, write=False)
+        self._loop.watch(self._reader.fileno(), self, READ)
         hold_signals(False)
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from taaslib import sockets
 from taaslib.clienthello import HelloReader
-from taaslib.loop import Handler, Loop
+from taaslib.loop import READ, Handler, Loop
 from taaslib.outcomes import Outcome
 from taaslib.relay import Relay, State
 from taaslib.sockets import Socket
@@ -56,8 +56,8 @@ class Trial(Handler):
         self.relay.initiator.copied = sent
         self.first = self.first[sent:]
         self._timer = self.loop.call_later(wait, then)
-        self.loop.watch(self.relay.responder.fd, self, read=True, write=False)
-        self.loop.watch(self.relay.initiator.fd, self, read=False, write=False)
+        self.loop.watch(self.relay.responder.fd, self, READ)
+        self.loop.watch(self.relay.initiator.fd, self, 0)
 
     def on_readable(self) -> None:
         try:

@@ -33,7 +33,7 @@ from test_pump import SMALL, connection, reset
 from taaslib import sockets
 from taaslib.authorization import Right
 from taaslib.limits import Limits
-from taaslib.loop import EpollPoller, Handler, Loop, SelectorsPoller
+from taaslib.loop import READ, EpollPoller, Handler, Loop, SelectorsPoller
 from taaslib.names import Peer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, can_splice
@@ -262,7 +262,7 @@ class AnyInterleaving(RuleBasedStateMachine):
                 if side.gone:
                     self.forget(side)
                 else:
-                    self.loop.watch(side.sock.fileno(), side, read=True, write=False)
+                    self.loop.watch(side.sock.fileno(), side, READ)
             self.loop.turn(0.05)
             self.look_after_it()
         self.what_came_is_a_prefix()
