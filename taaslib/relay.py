@@ -13,6 +13,7 @@ back: an orphaned socket would be given up after some minutes of a paused reader
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import socket
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from taaslib.loop import FINISHED, READ, WRITE, Handler, Loop, Timer
 from taaslib.outcomes import Outcome
 from taaslib.pump import Pools, Pump
 from taaslib.recorder import Ended, Record
-from taaslib.sockets import Socket
+from taaslib.sockets import Path, Socket
 
 _DELIVERY_CHECK_SECONDS = 1.0
 _THEIRS = (Outcome.COMPLETE, Outcome.RESET, Outcome.TIMED_OUT)  # what either end brings about
@@ -55,7 +56,7 @@ class End(Pump, Handler):
             self._relay.fail(error.errno, self)
             return
         if not settled:
-            self._relay.update()
+            self._relay.update(self)
 
     def on_writable(self) -> None:
         pump = self.peer
@@ -66,7 +67,7 @@ class End(Pump, Handler):
         except OSError as error:
             self._relay.fail(error.errno, self)
             return
-        self._relay.update()
+        self._relay.update(pump)
 
     def on_failed(self) -> None:
         self._relay.fail(sockets.failure(self.source), self)
@@ -120,33 +121,34 @@ class Relay:
         except OSError as error:
             self.fail(error.errno, self.responder)
             return
-        self.update()
+        self.update(self.initiator)
 
-    def update(self) -> None:
-        """Recompute from the ends' state what to pass on and what to wait for."""
-        one, other = self.responder, self.initiator
-        try:
-            for end in (one, other):
-                if end.at_end and not self.record.how:
-                    self._blame(end, "fin")
-                # A FIN is passed on once all that came before it is delivered.
-                if end.at_end and not end.pending and not end.peer.shut:
-                    end.peer.shut = True
-                    end.sink.shutdown(socket.SHUT_WR)
-        except OSError as error:  # ENOTCONN: the reset is about to be told
-            self.fail(error.errno, end.peer)
-            return
-        if one.shut and other.shut:
-            self._finish()
-            return
-        for end in (one, other):
-            read, write = end.has_room, end.peer.pending > 0
-            if end.shut and not read:
+    def update(self, pump: End) -> None:
+        """PUMP has taken or delivered something: pass its FIN on, and recompute what both ends wait for."""
+        sink = pump.peer
+        if pump.at_end:
+            if not self.record.how:
+                self._blame(pump, "fin")
+            if not (pump.pending or sink.shut):  # all that came before the FIN is delivered
+                sink.shut = True
+                if pump.shut:
+                    self._finish()
+                    return
+                try:
+                    pump.sink.shutdown(socket.SHUT_WR)
+                except OSError as error:  # ENOTCONN: the reset is about to be told
+                    self.fail(error.errno, sink)
+                    return
+        for end in (pump, sink):
+            interest = WRITE if end.peer.pending else 0
+            if end.has_room:
+                # Reading sees the end too; but to change what the leg waited for is one more system call.
+                interest |= READ | FINISHED
+            elif end.shut:
                 # Nothing more to hear or say: once both FINs are exchanged HUP, not to be masked, would spin.
                 self._loop.forget(end.fd)
-            else:
-                # Reading sees the end too; but to change what the leg waited for is one more system call.
-                self._loop.watch(end.fd, end, (READ | FINISHED if read else 0) | (WRITE if write else 0))
+                continue
+            self._loop.watch(end.fd, end, interest)
 
     def check(self, dead_after: float, idle: float) -> None:
         """Close the pair if a path is dead: what was sent stays unacknowledged for DEAD_AFTER seconds.
@@ -185,7 +187,7 @@ class Relay:
     def _blame(self, end: End, how: str) -> None:
         self.record.ended_by, self.record.how = "responder" if end is self.responder else "initiator", how
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, paths: tuple[Path, Path] | None = None) -> None:
         if self.state is _CLOSED:
             return
         self.state = _CLOSED
@@ -193,10 +195,10 @@ class Relay:
             self._timer.cancel()
         if outcome not in _THEIRS:
             self.record.ended_by, self.record.how = "service", outcome.value
+        one, other = paths or self._paths()
+        seconds = round(self._loop.clock() - self.started, 3)
+        self.record.end = Ended(outcome, seconds, self.to_initiator, self.to_responder, *one[1:], *other[1:])
         ends = self.responder, self.initiator
-        octets = self.to_initiator, self.to_responder
-        paths = sockets.path(self.initiator.source) + sockets.path(self.responder.source)
-        self.record.end = Ended(outcome, round(self._loop.clock() - self.started, 3), *octets, *paths)
         for end in ends:
             self._loop.forget(end.fd, closing=True)
             if outcome is Outcome.COMPLETE:
@@ -208,19 +210,23 @@ class Relay:
         for end in ends:
             del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
 
+    def _paths(self) -> tuple[Path, Path]:
+        return sockets.path(self.initiator.source), sockets.path(self.responder.source)
+
     def _finish(self) -> None:
-        """Both FINs are passed on: close as soon as no peer's closed window holds octets back."""
+        """Both FINs have come: close, which sends the last, once no closed window holds octets back."""
         ends = self.responder, self.initiator
-        self.state = _DELIVERING
-        held_back = 0
         for end in ends:
             if code := sockets.failure(end.source):
                 self.fail(code, end)
                 return
-            held_back += sockets.unsent(end.source)
-        if held_back:
+        paths = self._paths()
+        if paths[0][0] or paths[1][0]:
+            self.state = _DELIVERING
             for end in ends:
                 self._loop.forget(end.fd)
+                with contextlib.suppress(OSError):  # the reset is found in a second
+                    end.source.shutdown(socket.SHUT_WR)
             self._timer = self._loop.call_later(_DELIVERY_CHECK_SECONDS, self._finish)
         else:
-            self.close(Outcome.COMPLETE)
+            self.close(Outcome.COMPLETE, paths)

@@ -7,12 +7,11 @@ import contextlib
 import errno
 import socket
 import struct
-import sys
+from typing import TypeAlias
 
 from taaslib.limits import Limits
 
 try:
-    import fcntl
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
@@ -21,11 +20,11 @@ Socket = socket.SocketType  # what socket.socket adds costs 40 octets and 6 us a
 
 _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
-_SIOCOUTQNSD = 0x894B  # linux/sockios.h: octets in the send queue that were never sent
-_count = bytearray(4)  # where the kernel puts it: to make an object of ours takes it 1 us
 # Of struct tcp_info: segments unacknowledged, ms since the last ACK; the round trip in us, segments sent
-# again; the round trip, octets acknowledged (since Linux 4.1); the state.
-_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=68xI28xI", "=68xI48xQ", "=B"))
+# again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets acknowledged
+# (4.1); the state.
+_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=68xI28xI40xI", "=68xI48xQ", "=B"))
+Path: TypeAlias = tuple[int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h
 
 def is_reserve(fd: int) -> bool:
@@ -81,26 +80,19 @@ def acknowledged(sock: Socket) -> tuple[int | None, float]:
     told = _info(sock, _ACKED)
     return (told[1], told[0] / 1e6) if told else (None, 0.0)
 
-def path(sock: Socket) -> tuple[float | None, int | None]:
-    """The smoothed round trip in ms, and how many segments were sent again."""
+def path(sock: Socket) -> Path:
+    """Octets that the peer's closed window holds back, the smoothed round trip in ms, segments sent again.
+
+    0, None, None where the kernel does not tell.
+    """
     told = _info(sock, _PATH)
-    return (round(told[0] / 1000, 3), told[1]) if told else (None, None)
+    return (told[2], told[0] / 1000, told[1]) if told else (0, None, None)
 
 def _info(sock: Socket, fields: struct.Struct) -> tuple[int, ...] | None:
     try:
         return fields.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size))
     except (AttributeError, OSError, struct.error):  # this system does not tell
         return None
-
-def unsent(sock: Socket) -> int:
-    """Octets that the kernel still holds because the peer's window is closed (0 where it can't tell)."""
-    if sys.platform == "win32":
-        return 0
-    try:
-        fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, _count)
-    except OSError:
-        return 0
-    return int.from_bytes(_count, sys.byteorder)
 
 def failure(sock: Socket) -> int:
     """The errno that waits on SOCK (0: none)."""
