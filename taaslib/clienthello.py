@@ -4,12 +4,18 @@ Knows nothing of sockets, and decides nothing: at worst it says that there is no
 in any number of segments and records; with post-quantum key shares it is longer than either.
 """
 
+import struct
 from dataclasses import dataclass
 
 MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello has no name for us
 
-_HANDSHAKE, _CLIENT_HELLO = 0x16, 1  # RFC 8446 5.1, 4
-_SERVER_NAME, _HOST_NAME = b"\0\0", 0  # RFC 6066 1.1, 3
+_RECORD = struct.Struct(">HxH")  # RFC 8446 5.1: type and version's first octet, its second, length
+_HANDSHAKE = 0x1603
+_MESSAGE = struct.Struct(">BBH")  # RFC 8446 4: type, length; its high octet is 0 up to MOST
+_CLIENT_HELLO = 1
+_EXTENSION = struct.Struct(">HH")  # RFC 8446 4.2: type, length
+_NAMES = struct.Struct(">HBH")  # RFC 6066 3: the list's length; the first name's type and length
+_SERVER_NAME, _HOST_NAME = 0, 0
 
 @dataclass(slots=True)
 class Hello:
@@ -36,76 +42,54 @@ class HelloReader:
         self._data += data
         try:
             self.found = self._look()
-        except (_Malformed, IndexError):
+        except (_Malformed, IndexError, struct.error, UnicodeDecodeError):
             self.found = NO_NAME
         return self.found
 
     def _look(self) -> Hello | None:
-        data, at = self._data, 0
-        while end := _record_end(data, at):
-            self._message += data[at + 5 : end]
-            at, message = end, self._message
+        data, at, have = self._data, 0, len(self._data)
+        while have >= at + 5:
+            kind, length = _RECORD.unpack_from(data, at)
+            if kind != _HANDSHAKE or not 0 < length <= 1 << 14:  # no empty fragment, 2^14 octets at most
+                raise _Malformed
+            if have < at + 5 + length:
+                break
+            message = self._message + data[at + 5 : at + 5 + length]
+            self._message, at = message, at + 5 + length
             if len(message) >= 4:
-                length = message[1] << 16 | message[2] << 8 | message[3]
-                if message[0] != _CLIENT_HELLO or length > MOST:
+                kind, high, length = _MESSAGE.unpack_from(message)
+                if kind != _CLIENT_HELLO or high or length > MOST:
                     raise _Malformed
                 if len(message) >= 4 + length:
-                    self.beyond = len(data) - at
+                    self.beyond = have - at
                     self.whole = len(message) == 4 + length and self._seen - self.beyond <= MOST
-                    return Hello(_name(message[4 : 4 + length]))
+                    return Hello(_name(message, 4 + length))
+        if not b"\x16\x03".startswith(data[at : at + 2]):
+            raise _Malformed
         self._data = data[at:]
         return None if self._seen < MOST else NO_NAME
-
-def _record_end(data: bytes, at: int) -> int:
-    """Where the record that begins AT there ends in DATA; 0 while it is not whole."""
-    header = data[at : at + 5]
-    if header and (header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03")):
-        raise _Malformed
-    if len(header) < 5:
-        return 0
-    length = header[3] << 8 | header[4]
-    if not 0 < length <= 1 << 14:  # RFC 8446 5.1: no empty fragment, 2^14 octets at most
-        raise _Malformed
-    end = at + 5 + length
-    return end if end <= len(data) else 0
 
 class _Malformed(Exception):
     """It is no ClientHello that we understand."""
 
-def _vector(data: bytes, at: int, octets: int) -> tuple[int, int]:
-    """Where a variable-length vector (RFC 8446 3.4), whose length has so many OCTETS, begins and ends.
+def _name(hello: bytes, end: int) -> str:
+    """The first name of the first server_name extension of a ClientHello that goes to END there, or "".
 
-    Like all who look beyond the end, raises IndexError.
+    Where a length leads beyond all that came, or the name is not ASCII, raises what `feed` knows.
     """
-    start = at + octets
-    end = start + (data[at] if octets == 1 else data[at] << 8 | data[at + 1])
-    if end > len(data):
-        raise _Malformed
-    return start, end
-
-def _name(body: bytes) -> str:
-    """The first name of the first server_name extension of a ClientHello's BODY."""
-    at = 2 + 32  # legacy_version, random
-    for octets in (1, 2, 1):  # legacy_session_id, cipher_suites, legacy_compression_methods
-        _, at = _vector(body, at, octets)
-    if at == len(body):  # TLS 1.2 allows a hello without extensions
-        return ""
-    at, last = _vector(body, at, 2)
-    body = body[:last]
+    at = 4 + 2 + 32  # the message's type and length; legacy_version, random
+    at += 1 + hello[at]  # legacy_session_id
+    at += 2 + (hello[at] << 8 | hello[at + 1])  # cipher_suites
+    at += 1 + hello[at]  # legacy_compression_methods
+    last = at + 2 + (hello[at] << 8 | hello[at + 1])  # TLS 1.2 allows a hello without extensions
+    at += 2
     while at < last:
-        kind = body[at : at + 2]
-        start, at = _vector(body, at + 2, 2)
+        kind, length = _EXTENSION.unpack_from(hello, at)
         if kind == _SERVER_NAME:
-            return _first_name(body[start:at])
+            names, kind, name = _NAMES.unpack_from(hello, at + 4)
+            # The name, the list, the extension, all extensions, the hello: each ends within the next.
+            if at + 9 + name <= at + 6 + names <= at + 4 + length <= last <= end and kind == _HOST_NAME:
+                return hello[at + 9 : at + 9 + name].decode("ascii").lower().removesuffix(".")
+            break
+        at += 4 + length
     return ""
-
-def _first_name(extension: bytes) -> str:
-    start, end = _vector(extension, 0, 2)
-    names = extension[start:end]
-    start, end = _vector(names, 1, 2)
-    if names[0] != _HOST_NAME:
-        return ""
-    try:
-        return names[start:end].decode("ascii").lower().removesuffix(".")
-    except UnicodeDecodeError:
-        return ""
