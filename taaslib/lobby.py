@@ -62,6 +62,7 @@ class Leg(Handler):
         try:
             data = take(self.sock, self.hello, room) if self.hello else self.sock.recv(room)
         except BlockingIOError:
+            self.update_interest()
             return
         except OSError as error:
             self._lobby.leave(self, Outcome.TIMED_OUT if sockets.timed_out(error.errno) else Outcome.RESET)
@@ -148,16 +149,19 @@ class Lobby:
             return
         leg = Leg(self, sock, peer, label, None)
         leg.seats = seats
-        self.tally.take(*leg.seats)
+        self.tally.take(*seats)
         if early and leg.hello:
             leg.early = early
             leg.hello.feed(early)
             self._seek(leg)
-            return
-        self._arriving[leg] = self.loop.clock() + self.limits.first_bytes
-        if self._arrivals is None:
-            self._arrivals = self.loop.call_later(self.limits.first_bytes, self._seek_for_silent)
-        leg.update_interest()
+        elif sockets.failure(sock):  # nobody is used up by what was sent before a reset
+            self._end(leg, Outcome.RESET)
+        else:
+            leg.on_readable()  # its first octets have mostly come with it
+        if leg.state is _ARRIVING:
+            self._arriving[leg] = self.loop.clock() + self.limits.first_bytes
+            if self._arrivals is None:
+                self._arrivals = self.loop.call_later(self.limits.first_bytes, self._seek_for_silent)
 
     def leg_spoke(self, leg: Leg) -> None:
         if leg.state is _ARRIVING and leg.hello and leg.hello.found:
