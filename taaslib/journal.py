@@ -30,7 +30,7 @@ _AT = {  # info, where nothing else is said
     logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP)
     + (_O.ASKED,),
 }
-LEVELS = {outcome: level for level, outcomes in _AT.items() for outcome in outcomes}
+LEVELS = dict.fromkeys(Outcome, logging.INFO) | {each: level for level, some in _AT.items() for each in some}
 
 class Journal:
     """FILE (None: standard error) is opened again when logrotate has moved it.  Raises OSError.
@@ -58,7 +58,7 @@ class Journal:
     def note(self, outcome: Outcome, more: Callable[[], dict[str, Any]] = dict, /, **facts: object) -> None:
         """Write one line; facts that are None are left out.  MORE is asked only for one that is written."""
         self.counts[outcome] += 1
-        level = LEVELS.get(outcome, logging.INFO)
+        level = LEVELS[outcome]
         if level < self._level:
             return
         if self._clock() >= self._minute_ends:

@@ -74,8 +74,9 @@ class Tally:
 
     def full(self, *seats: Seat) -> str | None:
         """The name of the first limit under which one more of these is too many."""
+        taken = self._taken
         for seat in seats:
-            if self._taken.get(seat, 0) >= getattr(self._limits, seat[0]):
+            if seat in taken and taken[seat] >= getattr(self._limits, seat[0]):
                 return seat[0]
         return None
 
@@ -83,12 +84,15 @@ class Tally:
         return self._taken.get(seat, 0)
 
     def take(self, *seats: Seat) -> None:
+        taken = self._taken
         for seat in seats:
-            self._taken[seat] = self._taken.get(seat, 0) + 1
+            taken[seat] = taken[seat] + 1 if seat in taken else 1
 
     def give_back(self, *seats: Seat) -> None:
+        taken = self._taken
         for seat in seats:
-            if self._taken[seat] > 1:
-                self._taken[seat] -= 1
+            left = taken[seat] - 1
+            if left:
+                taken[seat] = left
             else:
-                del self._taken[seat]
+                del taken[seat]

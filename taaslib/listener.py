@@ -50,6 +50,11 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
 def _none_left() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+def _place(sock: Socket) -> tuple[str, int]:
+    """SOCK's own address, as plain text, and port."""
+    address, port = sock.getsockname()[:2]
+    return plain_address(address), port
+
 class Listener(Handler):
     """Owns SOCK.  ON_CONNECTION is given each accepted socket, non-blocking, and its peer; it may close us.
 
@@ -63,17 +68,15 @@ class Listener(Handler):
         self.sock = sock
         self._family = int(sock.family)
         self._is_operators = self._family == getattr(socket, "AF_UNIX", None)
-        self._local: tuple[str, int] = (OPERATOR.address, 0) if self._is_operators else sock.getsockname()[:2]
+        place = (OPERATOR.address, 0) if self._is_operators else _place(sock)
+        self.port = place[1]
+        self._local = place if place[0] not in _ANY else None
         self._on_connection = on_connection
         self._on_exhausted = on_exhausted
         self._pause: Timer | None = None
         self.closed = False
         self._served = -1  # the loop's turn
         self._update_interest()
-
-    @property
-    def port(self) -> int:
-        return self._local[1]
 
     def on_readable(self) -> None:
         # Mostly there is one, and a look for a second costs an exception: only where the last turn left some.
@@ -103,8 +106,7 @@ class Listener(Handler):
                 if self._is_operators:
                     peer = OPERATOR
                 else:
-                    local, port = sock.getsockname()[:2] if self._local[0] in _ANY else self._local
-                    peer = Peer(plain_address(address[0]), address[1], plain_address(local), port)
+                    peer = Peer(plain_address(address[0]), address[1], *(self._local or _place(sock)))
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

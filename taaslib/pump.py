@@ -162,23 +162,27 @@ class Pump:
             count = self.source.recv_into(scratch)
         except BlockingIOError:  # an urgent octet alone, or another's event
             return True
-        if count:
-            self.in_bulk = count >= _BULK
-            return self.give(scratch[:count])
-        self.at_end = True
-        return False
+        if not count:
+            self.at_end = True
+            return False
+        self.in_bulk = count >= _BULK
+        try:
+            sent = self.sink.send(scratch[:count])
+        except BlockingIOError:
+            sent = 0
+        self.copied += sent
+        if sent < count:
+            self.preload(scratch[sent:count])
+        return sent == count
 
-    def give(self, data: bytes | memoryview) -> bool:
-        """Offer DATA, which nothing is in front of, to the sink; whether it took all.  Raises OSError."""
+    def give(self, data: bytes) -> None:
+        """Offer DATA, which nothing is in front of, to the sink; it keeps the rest.  Raises OSError."""
         try:
             sent = self.sink.send(data)
         except BlockingIOError:
             sent = 0
         self.copied += sent
-        if sent == len(data):
-            return True
         self.preload(data[sent:])
-        return False
 
     def preload(self, data: bytes | memoryview) -> None:
         """Let DATA, which nothing is in front of, come before all that will be read."""
