@@ -11,10 +11,10 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # RFC 9112 3.2 has targets in ASCII, but clients send what people type: other octets pass as they are.
-_REQUEST_LINE = re.compile(rb"(%s) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])" % _TOKEN)
-_FIELD_LINE = re.compile(rb"(%s):([\t\x20-\x7e\x80-\xff]*)" % _TOKEN)
+_REQUEST_LINE = re.compile(r"(%s) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])\r\n" % _TOKEN)
+_FIELD_LINE = re.compile(r"^(%s):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN, re.MULTILINE)
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _LONE_CR_OR_LF = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\0")
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -50,7 +50,7 @@ class Response:
     def to_bytes(self, now: float, *, bodiless: bool = False) -> bytes:
         """The octets for the wire at NOW (seconds since 1970); BODILESS answers a HEAD (RFC 9110 9.3.2)."""
         close = "" if self.stays else "Connection: close\r\n"
-        fields = "".join([f"{name}: {value}\r\n" for name, value in self.fields])
+        fields = "".join(map("%s: %s\r\n".__mod__, self.fields))
         head = (
             f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\nDate: {_date(int(now))}\r\n{close}"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n"
@@ -81,37 +81,34 @@ class RequestParser:
 
     def feed(self, data: bytes) -> Request | None:
         """Take more bytes; None while the head is incomplete.  Raises BadRequest."""
-        known = len(self._head)
-        self._head += data
-        if not self._begun and len(self._head) >= 2:
+        known, come = len(self._head), self._head + data
+        if not self._begun and len(come) >= 2:
             self._begun = True
-            if self._head.startswith(b"\r\n"):  # RFC 9112 2.2: one empty line before the request is ignored
-                self._head = self._head[2:]
-                known = 0
-        end = self._head.find(b"\r\n\r\n", max(0, known - 3))
-        head = self._head[: end + 2] if end >= 0 else self._head
+            if come.startswith(b"\r\n"):  # RFC 9112 2.2: one empty line before the request is ignored
+                known, come = 0, come[2:]
+        self._head = come
+        head, blank, self.rest = come.partition(b"\r\n\r\n")
+        if blank:
+            head += b"\r\n"
         # Counting is faster than the search, and nearly always enough.
-        whole = head.count(b"\r\n") == head.count(b"\r") == head.count(b"\n") and b"\0" not in head
-        bad = None if whole else _LONE_CR_OR_LF.search(head[: self._max_head], max(0, known - 1))
-        if bad:
-            raise BadRequest(
-                400, "a NUL in the head" if bad[0] == b"\0" else "a line ended by a lone CR or LF"
-            )
-        if (end + 4 if end >= 0 else len(head)) > self._max_head:
+        odd = not head.count(b"\r\n") == head.count(b"\r") == head.count(b"\n") or b"\0" in head
+        if odd and (bad := _LONE_CR_OR_LF.search(head[: self._max_head], max(0, known - 1))):
+            why = "a NUL in the head" if bad[0] == b"\0" else "a line ended by a lone CR or LF"
+            raise BadRequest(400, why)
+        if len(come) - len(self.rest) > self._max_head:
             raise BadRequest(431, f"the request's head is longer than {self._max_head} octets")
-        self.rest = self._head[end + 4 :] if end >= 0 else b""
-        return _parse(head[:-2]) if end >= 0 else None
+        return _parse(head.decode("latin-1")) if blank else None
 
-def _parse(head: bytes) -> Request:
-    request_line, *field_lines = head.split(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(request_line)
-    if not match:
+def _parse(head: str) -> Request:
+    line = _REQUEST_LINE.match(head)
+    if not line:
         raise BadRequest(400, "malformed request line")
-    method, target, version = [part.decode("latin-1") for part in match.groups()]
+    method, target, version = line.groups()
     if version not in ("1.0", "1.1"):
         raise BadRequest(505, "this service speaks HTTP/1.1")
-    fields = _fields(field_lines)
-    _check_body(fields)
+    fields = _fields(head, line.end())
+    if "content-length" in fields:
+        _check_body(fields)
     if "host" not in fields:
         raise BadRequest(400, "no Host field")
     if target.startswith("/"):
@@ -121,22 +118,23 @@ def _parse(head: bytes) -> Request:
         return Request(method, rest if rest.startswith("/") else "/" + rest, absolute[1], fields)
     raise BadRequest(400, "the request's target starts with neither / nor http(s)://")
 
-def _fields(lines: list[bytes]) -> dict[str, str]:
+def _fields(head: str, at: int) -> dict[str, str]:
+    lines = _FIELD_LINE.findall(head, at)
+    if len(lines) < head.count("\r\n", at):  # a space before the colon and line folding are refused too
+        raise BadRequest(400, "malformed header field")
     fields: dict[str, str] = {}
-    for line in lines:
-        match = _FIELD_LINE.fullmatch(line)  # refuses a space before the colon and line folding too
-        if not match:
-            raise BadRequest(400, "malformed header field")
-        name, value = match[1].decode("ascii").lower(), match[2].strip(b" \t").decode("latin-1")
-        if name in fields and name in _ONE_OPINION:
-            raise BadRequest(400, f"header field {name} given twice")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    for name, value in lines:
+        name, value = name.lower(), value.strip(" \t")
+        if name in fields:
+            if name in _ONE_OPINION:
+                raise BadRequest(400, f"header field {name} given twice")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
     return fields
 
 def _check_body(fields: dict[str, str]) -> None:
     # RFC 9112 6.3: where a body ends must not be open to two readings.
-    length = fields.get("content-length")
-    if length is not None and not re.fullmatch(r"[0-9]{1,19}", length):
+    if not re.fullmatch(r"[0-9]{1,19}", fields["content-length"]):
         raise BadRequest(400, "malformed Content-Length")
-    if length is not None and "transfer-encoding" in fields:
+    if "transfer-encoding" in fields:
         raise BadRequest(400, "Content-Length and Transfer-Encoding together")
