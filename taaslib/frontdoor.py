@@ -145,6 +145,9 @@ class State(enum.Enum):
 # To look one up in an Enum takes 0.2 us.
 _QUIET, _HANDSHAKE, _REQUEST, _ANSWERING, _LINGERING, _PARTING, _CLOSED = State
 
+# What is waited for: to read, to write.
+_READING, _BOTH, _WRITING = (True, False), (True, True), (False, True)
+
 class Exchange(Handler):
     """One connection to the front door."""
     def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
@@ -156,7 +159,7 @@ class Exchange(Handler):
         self._hello = clienthello.HelloReader()
         self._first = b""  # what came before its TLS was known to be ours
         self._plain = plain
-        self._waits: tuple[bool, bool] | None = None  # for no more octets; to write
+        self._waits: tuple[bool, bool] | None = None  # what the loop was told
         self._certificate = ""  # the key in the door's contexts of the one that was shown
         self.state = _REQUEST if plain else _QUIET
         patience = door.limits.request if plain else door.limits.handshake
@@ -167,14 +170,15 @@ class Exchange(Handler):
         return f"<Exchange {self.state.value} {self.peer}>"
 
     def on_readable(self) -> None:
+        state = self.state
         try:
-            if self.state is _QUIET:
+            if state is _QUIET:
                 self._greet()
-            if self.state is _HANDSHAKE or self.state is _REQUEST:
+            elif state is _HANDSHAKE or state is _REQUEST:
                 self._receive()
-            elif self.state is _LINGERING:
+            elif state is _LINGERING:
                 self._drop()
-            elif self.state is _PARTING:
+            elif state is _PARTING:
                 self._part()
         except OSError:
             self.on_failed()
@@ -232,12 +236,13 @@ class Exchange(Handler):
             response = text(400, "This port speaks TLS: use https:// in front of the address.")
             self._answer(Answer(Outcome.PLAIN_HTTP, response))
         elif hello := self._hello.found:
-            passage, label = self._door.destination(hello.name)
+            name, contexts = hello.name, self._door.contexts
+            passage, label = self._door.destination(name)
             if passage is Passage.OURS:
-                contexts = self._door.contexts
-                self._certificate = hello.name if hello.name in contexts else ""
-                self._stream = TlsStream(self._sock, contexts[self._certificate], self._first)
+                self._certificate = certificate = name if name in contexts else ""
+                self._stream = TlsStream(self._sock, contexts[certificate])
                 self.state = _HANDSHAKE
+                self._receive(self._first)
             elif passage is Passage.THROUGH:
                 self._note(Outcome.PASSED, label=label)
                 self._leave()
@@ -247,24 +252,23 @@ class Exchange(Handler):
                 self._stream.send(_UNRECOGNIZED_NAME)
                 self._begin_answering()
 
-    def _receive(self) -> None:
+    def _receive(self, first: bytes = b"") -> None:
+        agreed = False
         try:
-            data = self._stream.receive()
+            data = self._stream.receive(first)
         except TlsFailed as failure:
             self._note(Outcome.TLS_FAILED, cause=str(failure))
             self._begin_answering()  # OpenSSL's alert is all that goes out
             return
-        agreed = self.state is _HANDSHAKE and self._stream.established
-        if agreed:
-            self.state = _REQUEST
-        if data == b"":
-            self._note(Outcome.GONE)
-            self.close()
-            return
+        if self.state is _HANDSHAKE and self._stream.established:
+            self.state, agreed = _REQUEST, True
         if data:
             self._take(data)
-        else:
+        elif data is None:
             self._stream.flush()  # the handshake's next flight
+        else:
+            self._note(Outcome.GONE)
+            self.close()
         if agreed and self.state is _REQUEST:  # it has not come, or not in one piece
             sockets.quick_ack(self._sock)
             self._set_deadline(self._door.limits.request)
@@ -362,11 +366,12 @@ class Exchange(Handler):
         self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
-        if self.state is _CLOSED:
+        state = self.state
+        if state is _CLOSED:
             return
-        answering = self.state is _ANSWERING
-        waits = answering, answering or self._stream.backlog
-        if waits != self._waits:
+        answering = state is _ANSWERING
+        waits = _WRITING if answering else _BOTH if self._stream.backlog else _READING
+        if waits is not self._waits:
             self._waits = waits
             interest = PATIENT | (0 if answering else READ) | (WRITE if waits[1] else 0)
             self._door.loop.watch(self._sock.fileno(), self, interest)

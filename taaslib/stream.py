@@ -26,32 +26,27 @@ class PlainStream:
 
     def __init__(self, sock: Socket) -> None:
         self._sock = sock
-        self._unsent = b""
+        self.backlog = b""  # what `flush` left
 
-    @property
-    def backlog(self) -> bool:
-        """Whether `flush` left something."""
-        return bool(self._unsent)
-
-    def receive(self) -> bytes | None:
-        """What has come; None when nothing has, b"" at the end.  Raises OSError."""
+    def receive(self, first: bytes = b"") -> bytes | None:
+        """FIRST, or what has come; None when nothing has, b"" at the end.  Raises OSError."""
         try:
-            return self._sock.recv(_CHUNK)
+            return first or self._sock.recv(_CHUNK)
         except BlockingIOError:
             return None
 
     def send(self, data: bytes) -> None:
         """Queue DATA; `flush` carries it to the kernel."""
-        self._unsent += data
+        self.backlog += data
 
     def flush(self) -> bool:
         """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
-        try:
-            while self._unsent:
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
-        except BlockingIOError:
-            pass
-        return not self._unsent
+        if self.backlog:
+            try:
+                self.backlog = self.backlog[self._sock.send(self.backlog) :]
+            except BlockingIOError:
+                pass
+        return not self.backlog
 
     def finish(self) -> bool:
         """Say that no more will come, once all is sent; False while it is not.  Raises OSError."""
@@ -61,24 +56,24 @@ class PlainStream:
         return True
 
 class TlsStream(PlainStream):
-    def __init__(self, sock: Socket, context: ssl.SSLContext, first: bytes = b"") -> None:
-        """FIRST is what was read from SOCK before it was known that its TLS is ours."""
+    established = False
+    peer_closed = False  # its close_notify has come
+    _closing = False  # ours is written
+    _fault = ""
+
+    def __init__(self, sock: Socket, context: ssl.SSLContext) -> None:
         super().__init__(sock)
-        self._first = first
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._closing = False
-        self._fault = ""
-        self.peer_closed = False  # its close_notify has come
-        self.established = False
 
-    def receive(self) -> bytes | None:
+    def receive(self, first: bytes = b"") -> bytes | None:
         """Go on with the handshake, then decrypt; None for nothing yet, b"" at the end.
 
-        Raises TlsFailed when the peer's TLS is at fault, OSError from the socket.
+        FIRST is what was read before it was known that this TLS is ours.  Raises TlsFailed when the peer's is
+        at fault, OSError from the socket.
         """
         try:
-            raw, self._first = self._first or self._sock.recv(_CHUNK), b""
+            raw = first or self._sock.recv(_CHUNK)
         except BlockingIOError:
             return None
         if self._fault:
@@ -94,12 +89,12 @@ class TlsStream(PlainStream):
                 self.established = True
             while chunk := self._tls.read(_CHUNK):
                 data += chunk
-                if not (self._incoming.pending or self._tls.pending() or self._outgoing.pending):
-                    return data  # to ask once more would raise
+                if len(chunk) < _CHUNK and not (self._incoming.pending or self._outgoing.pending):
+                    return data  # the record is used up, and to ask once more would raise
             self.peer_closed = True
         except ssl.SSLWantReadError:
             # A peer may make OpenSSL answer without end (KeyUpdate) and never read the answers.
-            if len(self._unsent) + self._outgoing.pending > _MAX_UNREAD:
+            if len(self.backlog) + self._outgoing.pending > _MAX_UNREAD:
                 raise TlsFailed("the peer does not read") from None
             return data or None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -130,8 +125,7 @@ class TlsStream(PlainStream):
 
     def flush(self) -> bool:
         """Hand the kernel what it takes; True when nothing is left.  Raises OSError."""
-        if self._outgoing.pending:
-            self._unsent += self._outgoing.read()
+        self.backlog += self._outgoing.read()
         return super().flush()
 
     def finish(self) -> bool:

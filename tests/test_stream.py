@@ -539,5 +539,5 @@ def test_a_client_that_demands_key_updates_and_never_reads_can_not_fill_our_memo
             failed = True
             break
         stream.flush()  # as the front door does
-        assert len(stream._unsent) + stream._outgoing.pending <= 2 * BOUND
-    assert failed, f"{len(stream._unsent)} octets are kept for a peer who does not read"
+        assert len(stream.backlog) + stream._outgoing.pending <= 2 * BOUND
+    assert failed, f"{len(stream.backlog)} octets are kept for a peer who does not read"
