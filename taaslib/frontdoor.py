@@ -59,14 +59,14 @@ class FrontDoor:
     def welcome(self, plain: Plain | None, sock: Socket, peer: Peer) -> None:
         """Take over a connection that was accepted; PLAIN answers it where no TLS is spoken."""
         network = names.network_of(peer.address)
-        neighbours = self._of_address.get(network, {})
+        exchange = Exchange(self, sock, peer, network, plain)
+        neighbours = self._of_address.setdefault(network, {})
+        self._exchanges[exchange] = neighbours[exchange] = None
         # Whoever has taken longest is the likeliest to be a slow loris, and costs the most memory.
-        if len(neighbours) >= self.limits.exchanges_per_address:
+        if len(neighbours) > self.limits.exchanges_per_address:
             next(iter(neighbours)).give_up()
-        elif len(self._exchanges) >= self.limits.exchanges:
+        elif len(self._exchanges) > self.limits.exchanges:
             next(iter(self._exchanges)).give_up()
-        exchange = Exchange(self, sock, peer, plain)
-        self._exchanges[exchange] = self._of_address.setdefault(network, {})[exchange] = None
 
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
@@ -107,12 +107,11 @@ class FrontDoor:
         return Answer(Outcome.UPGRADED, text(308, "Go on with https, at the address in Location.", location))
 
     def left(self, exchange: Exchange) -> None:
-        self._exchanges.pop(exchange, None)
-        network = names.network_of(exchange.peer.address)
-        neighbours = self._of_address.get(network, {})
-        neighbours.pop(exchange, None)
+        del self._exchanges[exchange]
+        neighbours = self._of_address[exchange.network]
+        del neighbours[exchange]
         if not neighbours:
-            self._of_address.pop(network, None)
+            del self._of_address[exchange.network]
 
     @property
     def count(self) -> int:
@@ -150,21 +149,23 @@ _READING, _BOTH, _WRITING = (True, False), (True, True), (False, True)
 
 class Exchange(Handler):
     """One connection to the front door."""
-    def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, plain: Plain | None) -> None:
-        self._door, self._sock, self.peer = door, sock, peer
+    _first = b""  # what came before its TLS was known to be ours
+    _certificate = ""  # the key in the door's contexts of the one that was shown
+    _dropped = 0  # octets
+    _stays: Right | None = None  # what it will be a responder on, counted until it is one
+    _waits: tuple[bool, bool] | None = None  # what the loop was told
+
+    def __init__(
+        self, door: FrontDoor, sock: Socket, peer: Peer, network: str, plain: Plain | None
+    ) -> None:  # fmt: skip
+        self._door, self._sock, self.peer, self.network, self._plain = door, sock, peer, network, plain
         self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
-        self._dropped = 0  # octets
-        self._stays: Right | None = None  # what it will be a responder on, counted until it is one
         self._hello = clienthello.HelloReader()
-        self._first = b""  # what came before its TLS was known to be ours
-        self._plain = plain
-        self._waits: tuple[bool, bool] | None = None  # what the loop was told
-        self._certificate = ""  # the key in the door's contexts of the one that was shown
         self.state = _REQUEST if plain else _QUIET
+        self._update_interest()  # first: where it fails, nothing of us is left
         patience = door.limits.request if plain else door.limits.handshake
         self._deadline = door.loop.call_later(patience, self._on_deadline)
-        self._update_interest()
 
     def __repr__(self) -> str:
         return f"<Exchange {self.state.value} {self.peer}>"
@@ -289,9 +290,13 @@ class Exchange(Handler):
         self._answer(answer, bodiless=bodiless)
 
     def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
-        self._note(answer.outcome, label=answer.label, id=answer.id, port=answer.port, cause=answer.cause)
+        door = self._door
+        door.journal.note(
+            answer.outcome, peer=self.peer,
+            label=answer.label, id=answer.id, port=answer.port, cause=answer.cause,
+        )  # fmt: skip
         self._stays = answer.stays  # before anything can fail: `_leave` releases it
-        self._stream.send(answer.response.to_bytes(self._door.wall_clock(), bodiless=bodiless))
+        self._stream.send(answer.response.to_bytes(door.wall_clock(), bodiless=bodiless))
         if answer.stays:
             self._begin_parting()
         else:
@@ -342,7 +347,8 @@ class Exchange(Handler):
             data = self._sock.recv(_CHUNK)
         except BlockingIOError:
             return
-        self._dropped += len(data)
+        if data:
+            self._dropped += len(data)
         if not data or self._dropped > self._door.limits.linger_bytes:
             self.close()
 
