@@ -14,7 +14,7 @@ from http import HTTPStatus
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # RFC 9112 3.2 has targets in ASCII, but clients send what people type: other octets pass as they are.
 _REQUEST_LINE = re.compile(r"(%s) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])\r\n" % _TOKEN)
-_FIELD_LINE = re.compile(r"^(%s):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN, re.MULTILINE)
+_FIELD_LINE = re.compile(r"(?<=\r\n)(%s):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN)
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _LONE_CR_OR_LF = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n|\0")
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -72,12 +72,12 @@ def text(status: int, message: str, *fields: tuple[str, str]) -> Response:
 
 class RequestParser:
     """Bytes as they come -> one Request, once its head is whole."""
+    _head = b""
+    _begun = False
+    rest = b""  # what came behind the head
 
     def __init__(self, max_head: int = 16 * 1024) -> None:
         self._max_head = max_head  # octets, blank line included
-        self._head = b""
-        self._begun = False
-        self.rest = b""  # what came behind the head
 
     def feed(self, data: bytes) -> Request | None:
         """Take more bytes; None while the head is incomplete.  Raises BadRequest."""
@@ -88,16 +88,22 @@ class RequestParser:
                 known, come = 0, come[2:]
         self._head = come
         head, blank, self.rest = come.partition(b"\r\n\r\n")
-        if blank:
-            head += b"\r\n"
-        # Counting is faster than the search, and nearly always enough.
-        odd = not head.count(b"\r\n") == head.count(b"\r") == head.count(b"\n") or b"\0" in head
-        if odd and (bad := _LONE_CR_OR_LF.search(head[: self._max_head], max(0, known - 1))):
-            why = "a NUL in the head" if bad[0] == b"\0" else "a line ended by a lone CR or LF"
-            raise BadRequest(400, why)
+        head += blank[:2]
+        refusal = None
         if len(come) - len(self.rest) > self._max_head:
-            raise BadRequest(431, f"the request's head is longer than {self._max_head} octets")
-        return _parse(head.decode("latin-1")) if blank else None
+            refusal = BadRequest(431, f"the request's head is longer than {self._max_head} octets")
+        elif blank:
+            try:
+                return _parse(head.decode("latin-1"))
+            except BadRequest as error:
+                refusal = error
+        # What makes no sense may be due to one of these, which must not wait for the end of the head either.
+        if bad := _LONE_CR_OR_LF.search(head[: self._max_head], max(0, known - 1)):
+            why = "a NUL in the head" if bad[0] == b"\0" else "a line ended by a lone CR or LF"
+            refusal = BadRequest(400, why)
+        if refusal:
+            raise refusal
+        return None
 
 def _parse(head: str) -> Request:
     line = _REQUEST_LINE.match(head)
