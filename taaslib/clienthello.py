@@ -52,17 +52,18 @@ class HelloReader:
             kind, length = _RECORD.unpack_from(data, at)
             if kind != _HANDSHAKE or not 0 < length <= 1 << 14:  # no empty fragment, 2^14 octets at most
                 raise _Malformed
-            if have < at + 5 + length:
+            start, end = at + 5, at + 5 + length
+            if end > have:
                 break
-            message = self._message + data[at + 5 : at + 5 + length]
-            self._message, at = message, at + 5 + length
-            if len(message) >= 4:
+            self._message = message = self._message + data[start:end]
+            at, size = end, len(message) - 4
+            if size >= 0:
                 kind, high, length = _MESSAGE.unpack_from(message)
                 if kind != _CLIENT_HELLO or high or length > MOST:
                     raise _Malformed
-                if len(message) >= 4 + length:
+                if size >= length:
                     self.beyond = have - at
-                    self.whole = len(message) == 4 + length and self._seen - self.beyond <= MOST
+                    self.whole = size == length and self._seen - self.beyond <= MOST
                     return Hello(_name(message, 4 + length))
         if not b"\x16\x03".startswith(data[at : at + 2]):
             raise _Malformed
