@@ -22,7 +22,6 @@ from taaslib.names import Peer
 from taaslib.outcomes import Answer, Outcome
 from taaslib.sockets import Socket
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
-from taaslib.trial import take
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
@@ -226,10 +225,11 @@ class Exchange(Handler):
     def _greet(self) -> None:
         """Read until it is known whose TLS this is."""
         try:
-            data = take(self._sock, self._hello, clienthello.MOST - len(self._first))
+            data = self._sock.recv(clienthello.MOST - len(self._first))
         except BlockingIOError:
             return
         self._first += data
+        self._hello.feed(data)
         if not data:
             self._note(Outcome.GONE)
             self.close()

@@ -25,7 +25,7 @@ from taaslib.recorder import Ended, Record, Recorder
 from taaslib.relay import Relay
 from taaslib.rendezvous import Paired, Refused, Rendezvous, Waiting
 from taaslib.sockets import Socket
-from taaslib.trial import Trial, take
+from taaslib.trial import Trial
 
 _CHECK_SECONDS = 10.0  # between looks at all live pairs, or less where a limit is shorter than four of them
 
@@ -60,7 +60,7 @@ class Leg(Handler):
     def on_readable(self) -> None:
         room = self._lobby.limits.early_bytes - len(self.early)
         try:
-            data = take(self.sock, self.hello, room) if self.hello else self.sock.recv(room)
+            data = self.sock.recv(room)
         except BlockingIOError:
             self.update_interest()
             return
@@ -69,6 +69,8 @@ class Leg(Handler):
             return
         self.early += data
         if data:
+            if self.hello and not self.hello.found:
+                self.hello.feed(data)
             self._lobby.leg_spoke(self)
         elif self.right is None and self.early:
             self.at_end = True  # a visitor who has said all: relayed like any other FIN
@@ -214,7 +216,8 @@ class Lobby:
             credulous = initiator.until == math.inf
             initiator.until = min(initiator.until, now + self.limits.fail_over)
             on_dead = partial(self._fail_over, relay, initiator, early, hello)
-            Trial(self.loop, relay, header + early, initiator.until - now, credulous, on_dead)
+            end, patience = len(early) - hello.beyond, initiator.until - now
+            Trial(self.loop, relay, header + early[:end], early[end:], patience, credulous, on_dead)
             return
         relay.start(responder.early, header + early, initiator_at_end=initiator.at_end)
 

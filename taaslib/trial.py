@@ -9,36 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taaslib import sockets
-from taaslib.clienthello import HelloReader
 from taaslib.loop import READ, Handler, Loop
 from taaslib.outcomes import Outcome
 from taaslib.relay import Relay, State
-from taaslib.sockets import Socket
 
 _SILENCE_SECONDS, _ROUND_TRIPS = 1.0, 3  # whichever is longer, without an ACK: dead
-
-def take(sock: Socket, hello: HelloReader, most: int) -> bytes:
-    """Up to MOST octets of what has come, fed to HELLO and none from behind it until that is found.
-
-    Behind it may be 0-RTT data (RFC 8446 2.3), which must not travel twice: they stay in the socket.
-    Raises OSError.
-    """
-    if hello.found:
-        return sock.recv(most)
-    data = sock.recv(most, socket.MSG_PEEK)
-    hello.feed(data)
-    return sock.recv(len(data) - hello.beyond) if data else data
 
 @dataclass(eq=False)
 class Trial(Handler):
     """RELAY's sockets until it starts: when an octet or an ACK of FIRST has come, or a reset after that.
 
+    REST came behind the hello and must not travel twice (0-RTT data, RFC 8446 2.3): it is sent by the relay.
     A reset, a FIN or PATIENCE seconds of silence before it: ON_DEAD is told which.  Where the kernel can't
     tell what was acknowledged, only a reset is believed, and only by the CREDULOUS.
     """
     loop: Loop
     relay: Relay
     first: bytes
+    rest: bytes
     patience: float
     credulous: bool
     on_dead: Callable[[str], None]
@@ -92,7 +80,7 @@ class Trial(Handler):
             self._give_up(cause)
         else:
             self._timer.cancel()
-            self.relay.start(b"", self.first, initiator_at_end=False)
+            self.relay.start(b"", self.first + self.rest, initiator_at_end=False)
 
     def _give_up(self, cause: str) -> None:
         self._timer.cancel()
