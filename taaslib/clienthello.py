@@ -42,7 +42,7 @@ class HelloReader:
         self._data += data
         try:
             self.found = self._look()
-        except (_Malformed, IndexError, struct.error, UnicodeDecodeError):
+        except (IndexError, struct.error, UnicodeDecodeError):
             self.found = NO_NAME
         return self.found
 
@@ -51,7 +51,7 @@ class HelloReader:
         while have >= at + 5:
             kind, length = _RECORD.unpack_from(data, at)
             if kind != _HANDSHAKE or not 0 < length <= 1 << 14:  # no empty fragment, 2^14 octets at most
-                raise _Malformed
+                return NO_NAME
             start, end = at + 5, at + 5 + length
             if end > have:
                 break
@@ -60,18 +60,15 @@ class HelloReader:
             if size >= 0:
                 kind, high, length = _MESSAGE.unpack_from(message)
                 if kind != _CLIENT_HELLO or high or length > MOST:
-                    raise _Malformed
+                    return NO_NAME
                 if size >= length:
                     self.beyond = have - at
                     self.whole = size == length and self._seen - self.beyond <= MOST
                     return Hello(_name(message, 4 + length))
         if not b"\x16\x03".startswith(data[at : at + 2]):
-            raise _Malformed
+            return NO_NAME
         self._data = data[at:]
         return None if self._seen < MOST else NO_NAME
-
-class _Malformed(Exception):
-    """It is no ClientHello that we understand."""
 
 def _name(hello: bytes, end: int) -> str:
     """The first name of the first server_name extension of a ClientHello that goes to END there, or "".
