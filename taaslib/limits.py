@@ -4,7 +4,7 @@ of who has how many.
 Knows nothing of who obeys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -72,7 +72,7 @@ class Tally:
         self._limits = limits
         self._taken: dict[Seat, int] = {}  # a Counter is Python code, and this is asked ten times a visit
 
-    def full(self, *seats: Seat) -> str | None:
+    def full(self, seats: Iterable[Seat]) -> str | None:
         """The name of the first limit under which one more of these is too many."""
         taken = self._taken
         for seat in seats:
@@ -83,12 +83,12 @@ class Tally:
     def count(self, seat: Seat) -> int:
         return self._taken.get(seat, 0)
 
-    def take(self, *seats: Seat) -> None:
+    def take(self, seats: Iterable[Seat]) -> None:
         taken = self._taken
         for seat in seats:
             taken[seat] = taken[seat] + 1 if seat in taken else 1
 
-    def give_back(self, *seats: Seat) -> None:
+    def give_back(self, seats: Iterable[Seat]) -> None:
         taken = self._taken
         for seat in seats:
             left = taken[seat] - 1

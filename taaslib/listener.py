@@ -106,7 +106,8 @@ class Listener(Handler):
                 if self._is_operators:
                     peer = OPERATOR
                 else:
-                    peer = Peer(plain_address(address[0]), address[1], *(self._local or _place(sock)))
+                    local, port = self._local or _place(sock)
+                    peer = Peer(plain_address(address[0]), address[1], local, port)
                 self._on_connection(sock, peer)
             except OSError:  # it came and went
                 sock.close()

@@ -127,7 +127,7 @@ class Lobby:
             return
         leg = Leg(self, sock, peer, right.label, right)
         leg.early, leg.seats = early, _WAITING_SEATS
-        self.tally.take(*leg.seats)
+        self.tally.take(leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
@@ -145,13 +145,13 @@ class Lobby:
         It is paired once it speaks, or soon without.
         """
         seats, _ = _visitor_seats(label, network_of(peer.address))
-        if full := self.tally.full(*seats):
+        if full := self.tally.full(seats):
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
         leg = Leg(self, sock, peer, label, None)
         leg.seats = seats
-        self.tally.take(*seats)
+        self.tally.take(seats)
         if early and leg.hello:
             leg.early = early
             leg.hello.feed(early)
@@ -201,11 +201,11 @@ class Lobby:
             initiator.timer.cancel()
         right = responder.right
         assert right
-        self.tally.give_back(initiator.seats[-1], *responder.seats)
-        self.tally.take(*_pair_seats(right.id))
+        self.tally.give_back((initiator.seats[-1], *responder.seats))
+        self.tally.take(_pair_seats(right.id))
         now, label, one, other = self.loop.clock(), responder.label, responder.peer, initiator.peer
-        waits = now - initiator.since, now - responder.since
-        record = self.recorder.begin(right, one, other, self._now(), *waits)
+        waited, stood = now - initiator.since, now - responder.since
+        record = self.recorder.begin(right, one, other, self._now(), waited, stood)
         self.journal.note(Outcome.PAIRED, label=label, responder=one, initiator=other)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, record, self._on_closed)
         self._live[relay] = None
@@ -228,7 +228,7 @@ class Lobby:
         self._part(relay, Outcome.FAILED_OVER, cause)
         initiator.early, initiator.hello = early, hello
         initiator.seats, _ = _visitor_seats(initiator.label, network_of(initiator.peer.address))
-        self.tally.take(*initiator.seats)
+        self.tally.take(initiator.seats)
         if self.loop.clock() < initiator.until:
             self._seek(initiator)
         else:
@@ -245,7 +245,7 @@ class Lobby:
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = _ENDED
-        self.tally.give_back(*leg.seats)
+        self.tally.give_back(leg.seats)
         if leg.timer:
             leg.timer.cancel()
         self.loop.forget(leg.sock.fileno(), closing=True)
@@ -257,7 +257,7 @@ class Lobby:
         del self._live[relay]
         record, right = relay.record, relay.record.right
         _, seats = _visitor_seats(right.label, network_of(record.initiator.address))
-        self.tally.give_back(*_pair_seats(right.id), *seats)
+        self.tally.give_back(_pair_seats(right.id) + seats)
         self._rooms.part(right.label, self.loop.clock())
         end = record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
         self.recorder.end(record, end, self._now())

@@ -142,7 +142,7 @@ class Relay:
                     return
         for end in (pump, sink):
             interest = WRITE if end.peer.pending else 0
-            if end.has_room:
+            if not (end.pending or end.at_end) or end.has_room:
                 # Reading sees the end too; but to change what the leg waited for is one more system call.
                 interest |= READ | FINISHED
             elif end.shut:

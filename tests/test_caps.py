@@ -43,16 +43,16 @@ def open_q(house: House) -> int:
 def test_a_tally_knows_who_has_how_many() -> None:
     tally = Tally(Limits(visits=3, visits_per_address=2))
     mine, yours, all_of_us = ("visits_per_address", "a"), ("visits_per_address", "b"), ("visits", "")
-    tally.take(mine, all_of_us)
-    tally.take(mine, all_of_us)
-    assert tally.full(all_of_us, mine) == "visits_per_address"
-    assert tally.full(all_of_us, yours) is None
-    tally.take(yours, all_of_us)
-    assert tally.full(all_of_us, yours) == "visits"
-    tally.give_back(mine, all_of_us)
-    assert tally.full(all_of_us, mine) is None
-    tally.give_back(mine, all_of_us)
-    tally.give_back(yours, all_of_us)
+    tally.take([mine, all_of_us])
+    tally.take([mine, all_of_us])
+    assert tally.full([all_of_us, mine]) == "visits_per_address"
+    assert tally.full([all_of_us, yours]) is None
+    tally.take([yours, all_of_us])
+    assert tally.full([all_of_us, yours]) == "visits"
+    tally.give_back([mine, all_of_us])
+    assert tally.full([all_of_us, mine]) is None
+    tally.give_back([mine, all_of_us])
+    tally.give_back([yours, all_of_us])
     assert not tally._taken  # it does not grow with those who were here
 
 
