@@ -384,6 +384,8 @@ class Exchange(Handler):
 
 def _host_of(request: Request) -> str:
     try:
+        if request.authority != request.fields["host"]:
+            names.host_of(request.fields["host"])  # RFC 9112 3.2: must be one, though the target replaces it
         return names.host_of(request.authority)
     except ValueError as error:
         raise BadRequest(400, f"the request's host is {error}") from None

@@ -91,6 +91,13 @@ def test_an_absolute_target_replaces_host_and_is_reduced_to_path_and_query(house
         assert reply.fields["location"] == f"https://{HOST}:{house.q()}{end}"
 
 
+@pytest.mark.parametrize("host", ["u@x", "x:65536", "a b", "", "y,z", "/"])
+def test_an_absolute_target_excuses_no_host_that_is_none(house: House, host: str) -> None:
+    house.responder()
+    reply = house.ask(f"GET https://{HOST}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), HOST)
+    assert reply.status == 400
+
+
 def test_an_unserved_label_and_an_unknown_one_look_the_same(house: House) -> None:
     known, unknown = house.get("/a?b"), house.get("/a?b", "nosuch")
     assert known.status == unknown.status == 503
