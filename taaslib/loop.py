@@ -70,6 +70,7 @@ class Loop:
         self._on_fault = on_fault
         self._poller = poller or (EpollPoller() if hasattr(select, "epoll") else SelectorsPoller())
         self._handlers: list[Handler | None] = []  # by descriptor: a tenth of a dict's memory
+        self._room = -1  # the last one stays free: -1 is the number of a closed socket
         self._interest = array("H")
         self._ready_patient: dict[int, int] = {}  # fd -> events, in the order of their coming
         self._ready_bulky: dict[int, int] = {}
@@ -84,9 +85,10 @@ class Loop:
 
         Waiting for nothing still tells of failure.
         """
-        if fd + 1 >= len(self._handlers):  # the last one stays free: -1 is the number of a closed socket
+        if fd >= self._room:
             self._handlers += [None] * (fd + 2)
             self._interest.extend([0] * (fd + 2))
+            self._room = len(self._handlers) - 1
         if self._handlers[fd] is None:
             self._poller.add(fd, interest & _ASKED)
             self._fresh.add(fd)

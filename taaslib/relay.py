@@ -26,6 +26,8 @@ from taaslib.recorder import Ended, Record
 from taaslib.sockets import Path, Socket
 
 _DELIVERY_CHECK_SECONDS = 1.0
+_NONE = -1  # the loop was told nothing, or to forget
+_READING = READ | FINISHED  # READ sees the end too; but to change what the leg waited for is a system call
 _THEIRS = (Outcome.COMPLETE, Outcome.RESET, Outcome.TIMED_OUT)  # what either end brings about
 
 class State(enum.Enum):
@@ -39,7 +41,7 @@ _COMPLETE = Outcome.COMPLETE
 
 class End(Pump, Handler):
     """One of a relay's two sockets, its source; it is read from here and written to by the other, `peer`."""
-    __slots__ = ("_relay", "fd", "peer", "shut", "unanswered_since")
+    __slots__ = ("_relay", "fd", "interest", "peer", "shut", "unanswered_since")
 
     peer: End
 
@@ -47,6 +49,7 @@ class End(Pump, Handler):
         Pump.__init__(self, source, sink, pools)
         self._relay = relay
         self.fd = source.fileno()
+        self.interest = _NONE  # what the loop was told
         self.shut = False  # our FIN to this end is sent
         self.unanswered_since: float | None = None  # when `check` first saw octets without an ACK
 
@@ -142,14 +145,16 @@ class Relay:
                     return
         for end in (pump, sink):
             interest = WRITE if end.peer.pending else 0
-            if not (end.pending or end.at_end) or end.has_room:
-                # Reading sees the end too; but to change what the leg waited for is one more system call.
-                interest |= READ | FINISHED
+            if not end.at_end and (not end.pending or end.has_room):
+                interest |= _READING
             elif end.shut:
                 # Nothing more to hear or say: once both FINs are exchanged HUP, not to be masked, would spin.
                 self._loop.forget(end.fd)
+                end.interest = _NONE
                 continue
-            self._loop.watch(end.fd, end, interest)
+            if interest != end.interest:
+                end.interest = interest
+                self._loop.watch(end.fd, end, interest)
 
     def check(self, dead_after: float, idle: float) -> None:
         """Close the pair if a path is dead: what was sent stays unacknowledged for DEAD_AFTER seconds.
@@ -198,7 +203,7 @@ class Relay:
             self.record.ended_by, self.record.how = "service", outcome.value
         one, other = paths or self._paths()
         seconds = round(self._loop.clock() - self.started, 3)
-        self.record.end = Ended(outcome, seconds, self.to_initiator, self.to_responder, *one[1:], *other[1:])
+        self.record.end = Ended(outcome, seconds, self.to_initiator, self.to_responder, *one[2:], *other[2:])
         ends = self.responder, self.initiator
         for end in ends:
             self._loop.forget(end.fd, closing=True)
@@ -216,15 +221,14 @@ class Relay:
 
     def _finish(self) -> None:
         """Both FINs have come: close, which sends the last, once no closed window holds octets back."""
-        ends = self.responder, self.initiator
-        for end in ends:
-            if code := sockets.failure(end.source):
+        paths = self._paths()
+        for end, path in ((self.responder, paths[1]), (self.initiator, paths[0])):
+            if path[0] and (code := sockets.failure(end.source)):
                 self.fail(code, end)
                 return
-        paths = self._paths()
-        if paths[0][0] or paths[1][0]:
+        if paths[0][1] or paths[1][1]:
             self.state = _DELIVERING
-            for end in ends:
+            for end in (self.responder, self.initiator):
                 self._loop.forget(end.fd)
                 with contextlib.suppress(OSError):  # the reset is found in a second
                     end.source.shutdown(socket.SHUT_WR)

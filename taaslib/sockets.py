@@ -20,11 +20,11 @@ Socket = socket.SocketType  # what socket.socket adds costs 40 octets and 6 us a
 
 _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
-# Of struct tcp_info: segments unacknowledged, ms since the last ACK; the round trip in us, segments sent
-# again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets acknowledged
-# (4.1); the state.
-_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=68xI28xI40xI", "=68xI48xQ", "=B"))
-Path: TypeAlias = tuple[int, float | None, int | None]  # of `path`
+# Of struct tcp_info: segments unacknowledged, ms since the last ACK; state, round trip in us, segments
+# sent again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets
+# acknowledged (4.1); the state.
+_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI", "=68xI48xQ", "=B"))
+Path: TypeAlias = tuple[bool, int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h
 
 def is_reserve(fd: int) -> bool:
@@ -81,12 +81,13 @@ def acknowledged(sock: Socket) -> tuple[int | None, float]:
     return (told[1], told[0] / 1e6) if told else (None, 0.0)
 
 def path(sock: Socket) -> Path:
-    """Octets that the peer's closed window holds back, the smoothed round trip in ms, segments sent again.
-
-    0, None, None where the kernel does not tell.
+    """Whether an error may wait, octets that the peer's closed window holds back, the smoothed round trip in
+    ms, segments sent again.  True, 0, None, None where the kernel does not tell.
     """
-    told = _info(sock, _PATH)
-    return (told[2], told[0] / 1000, told[1]) if told else (0, None, None)
+    if told := _info(sock, _PATH):
+        state, round_trip, again, held_back = told
+        return state == _TCP_CLOSE, held_back, round_trip / 1000, again
+    return True, 0, None, None
 
 def _info(sock: Socket, fields: struct.Struct) -> tuple[int, ...] | None:
     try:
