@@ -40,8 +40,8 @@ class Journal:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._minute_ends = 0.0
-        self._written: dict[Outcome, int] = {}  # in this minute, and what was too many
         self.counts = dict.fromkeys(Outcome, 0)  # since the start, written or not
+        self._before = self.counts.copy()  # this minute
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
         self.configure(None)
 
@@ -57,24 +57,21 @@ class Journal:
 
     def note(self, outcome: Outcome, more: Callable[[], dict[str, Any]] = dict, /, **facts: object) -> None:
         """Write one line; facts that are None are left out.  MORE is asked only for one that is written."""
-        self.counts[outcome] += 1
-        level = LEVELS[outcome]
-        if level < self._level:
-            return
         if self._clock() >= self._minute_ends:
             self._tell_suppressed()
-        count = self._written[outcome] = self._written.get(outcome, 0) + 1
-        if count <= self._most:
+        count = self.counts[outcome] = self.counts[outcome] + 1
+        level = LEVELS[outcome]
+        if level >= self._level and count - self._before[outcome] <= self._most:
             self._write(level, outcome, facts | more())
 
     def _tell_suppressed(self) -> None:
         """Strangers bring about most of what is noted; they shall not fill the disk."""
-        written, self._written = self._written, {}
+        before, self._before = self._before, self.counts.copy()
         self._minute_ends = self._clock() + _MINUTE
-        for outcome, count in written.items():
-            if count > self._most:
-                facts = {"what": outcome.value, "lines": count - self._most}
-                self._write(logging.WARNING, Outcome.SUPPRESSED, facts)
+        for outcome, count in self._before.items():
+            lines = count - before[outcome] - self._most
+            if lines > 0 and LEVELS[outcome] >= self._level:
+                self._write(logging.WARNING, Outcome.SUPPRESSED, {"what": outcome.value, "lines": lines})
 
     def _write(self, level: int, outcome: Outcome, facts: Mapping[str, object]) -> None:
         now = time.time()
