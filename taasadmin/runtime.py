@@ -141,8 +141,8 @@ class Runtime:
     def _limits(self) -> dict[str, dict[str, int]]:
         tally, limits, leases = self._service.lobby.tally, self._service.lobby.limits, self._service.leases
         uses = {
-            "visits": (tally.count(("visits", "")), limits.visits),
-            "responders": (tally.count(("responders", "")), limits.responders),
+            "visits": (tally.seat("visits").taken, limits.visits),
+            "responders": (tally.seat("responders").taken, limits.responders),
             "exchanges": (self._service.door.count, limits.exchanges),
             "ports": (leases.count, sum(map(len, leases.ports))),
             "descriptors": (_descriptors(), sockets.most_descriptors()),

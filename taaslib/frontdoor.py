@@ -23,7 +23,6 @@ from taaslib.outcomes import Answer, Outcome
 from taaslib.sockets import Socket
 from taaslib.stream import PlainStream, TlsFailed, TlsStream
 
-_TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _UNRECOGNIZED_NAME = bytes.fromhex("15 0303 0002 02 70")  # RFC 8446 5.1, 6.2: alert, fatal, 112
 _CHUNK = 64 * 1024
 
@@ -233,7 +232,7 @@ class Exchange(Handler):
         if not data:
             self._note(Outcome.GONE)
             self.close()
-        elif self._first[0] != _TLS_HANDSHAKE:
+        elif self._first[0] != clienthello.HANDSHAKE:
             response = text(400, "This port speaks TLS: use https:// in front of the address.")
             self._answer(Answer(Outcome.PLAIN_HTTP, response))
         elif hello := self._hello.found:

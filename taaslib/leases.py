@@ -82,9 +82,10 @@ class Leases:
         """Count RIGHT's holder as one who is about to come, until `release`.  Raises TooMany."""
         if self._awaited_of_id[right.id] >= self.limits.unclaimed_per_id:
             raise TooMany("Too many ports of this ID wait for their connection; connect to them first")
-        if self.lobby.tally.full([("responders", "")]):
+        tally = self.lobby.tally
+        if tally.full([tally.seat("responders")]):
             raise TooMany("As many connections as this service may have wait already; try again later")
-        if self.lobby.tally.full([("pairs_per_id", right.id)]):
+        if tally.full([tally.seat("pairs_per_id", right.id)]):
             raise TooMany("As many visits of this ID are live as an ID may have; try again later")
         awaited = self._awaited_of_label[right.label] + self.lobby.waiting(right.label)
         if awaited >= self.limits.responders_per_label:

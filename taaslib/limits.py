@@ -7,6 +7,7 @@ Knows nothing of who obeys.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
+from weakref import WeakValueDictionary
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -64,35 +65,39 @@ class Limits:
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
 
-Seat = tuple[str, str]  # the name of a count in Limits, and whose it is: an address, a label, an ID, or ""
+class Seat:
+    """How many are taken by one holder, an address, a label, an ID or all, under the LIMIT of that name."""
+    __slots__ = ("__weakref__", "limit", "taken")
+
+    def __init__(self, limit: str) -> None:
+        self.limit, self.taken = limit, 0
 
 class Tally:
-    """How many seats of each kind are taken, by whom."""
+    """Who has how many seats of each kind."""
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._taken: dict[Seat, int] = {}  # a Counter is Python code, and this is asked ten times a visit
+        self._seats: WeakValueDictionary[tuple[str, str], Seat] = WeakValueDictionary()
+
+    def seat(self, limit: str, whose: str = "") -> Seat:
+        """The one that there is.  Whoever takes it keeps it until it is given back, or it is forgotten."""
+        if (seat := self._seats.get((limit, whose))) is None:
+            seat = self._seats[limit, whose] = Seat(limit)
+        return seat
 
     def full(self, seats: Iterable[Seat]) -> str | None:
         """The name of the first limit under which one more of these is too many."""
-        taken = self._taken
         for seat in seats:
-            if seat in taken and taken[seat] >= getattr(self._limits, seat[0]):
-                return seat[0]
+            if seat.taken >= getattr(self._limits, seat.limit):
+                return seat.limit
         return None
 
-    def count(self, seat: Seat) -> int:
-        return self._taken.get(seat, 0)
+    def taken(self) -> dict[tuple[str, str], int]:
+        return {key: seat.taken for key, seat in self._seats.items() if seat.taken}
 
-    def take(self, seats: Iterable[Seat]) -> None:
-        taken = self._taken
-        for seat in seats:
-            taken[seat] = taken[seat] + 1 if seat in taken else 1
+def take(seats: Iterable[Seat]) -> None:
+    for seat in seats:
+        seat.taken += 1
 
-    def give_back(self, seats: Iterable[Seat]) -> None:
-        taken = self._taken
-        for seat in seats:
-            left = taken[seat] - 1
-            if left:
-                taken[seat] = left
-            else:
-                del taken[seat]
+def give_back(seats: Iterable[Seat]) -> None:
+    for seat in seats:
+        seat.taken -= 1

@@ -14,9 +14,9 @@ from functools import lru_cache, partial
 
 from taaslib import proxy2, sockets
 from taaslib.authorization import Right
-from taaslib.clienthello import HelloReader
+from taaslib.clienthello import HANDSHAKE, HelloReader
 from taaslib.journal import Journal
-from taaslib.limits import Limits, Seat, Tally
+from taaslib.limits import Limits, Seat, Tally, give_back, take
 from taaslib.loop import FINISHED, READ, Handler, Loop, Timer
 from taaslib.names import Peer, network_of
 from taaslib.outcomes import Outcome
@@ -47,7 +47,7 @@ class Leg(Handler):
         self._lobby, self.sock, self.peer, self.label, self.right = lobby, sock, peer, label, right
         self.since = lobby.loop.clock()
         self.early = b""
-        self.hello = HelloReader() if right is None else None  # what the early octets are
+        self.hello: HelloReader | None = None  # of a visitor whose early octets may be one
         self.until = math.inf  # when a hello that was sent once is sent no more
         self.at_end = False  # its FIN has come
         self.timer: Timer | None = None  # a visitor's, when nobody was there
@@ -67,16 +67,23 @@ class Leg(Handler):
         except OSError as error:
             self._lobby.leave(self, Outcome.TIMED_OUT if sockets.timed_out(error.errno) else Outcome.RESET)
             return
-        self.early += data
         if data:
-            if self.hello and not self.hello.found:
-                self.hello.feed(data)
-            self._lobby.leg_spoke(self)
+            if self.hear(data) and self.state is _ARRIVING:
+                self._lobby.seek(self)
+            else:
+                self.update_interest()
         elif self.right is None and self.early:
             self.at_end = True  # a visitor who has said all: relayed like any other FIN
             self.update_interest()
         else:
             self._lobby.leave(self, Outcome.HUNG_UP)
+
+    def hear(self, data: bytes) -> bool:
+        """Take early octets; False while they may be a part of a hello."""
+        if data[0] == HANDSHAKE and self.right is None and not self.early:
+            self.hello = HelloReader()
+        self.early += data
+        return not self.hello or bool(self.hello.found or self.hello.feed(data))
 
     def on_finished(self) -> None:
         if self.right is not None:  # of a visitor, reading sees it in its place
@@ -109,12 +116,22 @@ class Lobby:
         limits = self.limits
         self._rooms: Rendezvous[Leg] = Rendezvous(limits)
         self.tally = Tally(limits)
+        self._waiting = self.tally.seat("responders")
+        # Kept, because thousands share them, and hold them for as long as they are here.
+        self._seats = lru_cache(maxsize=4096)(self._find_seats)
         self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
         self._arrivals: Timer | None = None  # for the oldest: one that each leg had would cost more than it
-        self._live: dict[Relay, None] = {}  # in their order; of their legs nothing is kept
+        self._live: dict[Relay, tuple[Seat, ...]] = {}  # in their order; of their legs nothing is kept
         self.recorder = Recorder(limits)
         self._on_closed = self._part  # one for all relays
         self._check_live()
+
+    def _find_seats(self, label: str, address: str, id: str = "") -> tuple[Seat, ...]:
+        """What a visitor takes, the last one until it is paired, and then with a hidden server of ID."""
+        network = network_of(address)
+        last = ("pairs_per_id", id) if id else ("unpaired_per_address", network)
+        keys = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network), last
+        return tuple(self.tally.seat(*key) for key in keys)
 
     # Who comes
 
@@ -126,8 +143,8 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
-        leg.early, leg.seats = early, _WAITING_SEATS
-        self.tally.take(leg.seats)
+        leg.early, leg.seats = early, (self._waiting,)
+        take(leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
         if isinstance(answer, Waiting):
@@ -144,18 +161,17 @@ class Lobby:
 
         It is paired once it speaks, or soon without.
         """
-        seats, _ = _visitor_seats(label, network_of(peer.address))
+        seats = self._seats(label, peer.address)
         if full := self.tally.full(seats):
             sock.close()
             self.journal.note(Outcome.FULL, label=label, initiator=peer, cause=full)
             return
         leg = Leg(self, sock, peer, label, None)
         leg.seats = seats
-        self.tally.take(seats)
-        if early and leg.hello:
-            leg.early = early
-            leg.hello.feed(early)
-            self._seek(leg)
+        take(seats)
+        if early:
+            leg.hear(early)
+            self.seek(leg)
         elif sockets.failure(sock):  # nobody is used up by what was sent before a reset
             self._end(leg, Outcome.RESET)
         else:
@@ -165,22 +181,17 @@ class Lobby:
             if self._arrivals is None:
                 self._arrivals = self.loop.call_later(self.limits.first_bytes, self._seek_for_silent)
 
-    def leg_spoke(self, leg: Leg) -> None:
-        if leg.state is _ARRIVING and leg.hello and leg.hello.found:
-            self._seek(leg)
-        else:
-            leg.update_interest()
-
     def _seek_for_silent(self) -> None:
         self._arrivals = None
         for leg, over in self._arriving.items():  # the oldest is looked at, and then its successor
             rest = over - self.loop.clock()
             self._arrivals = self.loop.call_later(max(0.0, rest), self._seek_for_silent)
             if rest <= 0:
-                self._seek(leg)
+                self.seek(leg)
             return
 
-    def _seek(self, leg: Leg) -> None:
+    def seek(self, leg: Leg) -> None:
+        """LEG has spoken, or was silent for long enough."""
         self._arriving.pop(leg, None)
         leg.state = _WAITING
         self._act(leg, self._rooms.seek(leg.label, leg, self.loop.clock()))
@@ -201,14 +212,16 @@ class Lobby:
             initiator.timer.cancel()
         right = responder.right
         assert right
-        self.tally.give_back((initiator.seats[-1], *responder.seats))
-        self.tally.take(_pair_seats(right.id))
         now, label, one, other = self.loop.clock(), responder.label, responder.peer, initiator.peer
+        seats = self._seats(label, other.address, right.id)
+        self._waiting.taken -= 1
+        initiator.seats[-1].taken -= 1
+        seats[-1].taken += 1
         waited, stood = now - initiator.since, now - responder.since
         record = self.recorder.begin(right, one, other, self._now(), waited, stood)
         self.journal.note(Outcome.PAIRED, label=label, responder=one, initiator=other)
         relay = Relay(self.loop, self.pools, responder.sock, initiator.sock, record, self._on_closed)
-        self._live[relay] = None
+        self._live[relay] = seats
         header = proxy2.header(other, label) if right.proxy else b""
         early, hello = initiator.early, initiator.hello
         initiator.early, initiator.hello = b"", None
@@ -227,10 +240,10 @@ class Lobby:
         """RELAY's responder was dead, and got nothing of EARLY: its INITIATOR seeks another."""
         self._part(relay, Outcome.FAILED_OVER, cause)
         initiator.early, initiator.hello = early, hello
-        initiator.seats, _ = _visitor_seats(initiator.label, network_of(initiator.peer.address))
-        self.tally.take(initiator.seats)
+        initiator.seats = self._seats(initiator.label, initiator.peer.address)
+        take(initiator.seats)
         if self.loop.clock() < initiator.until:
-            self._seek(initiator)
+            self.seek(initiator)
         else:
             self._end(initiator, Outcome.TIMED_OUT)
 
@@ -245,7 +258,7 @@ class Lobby:
 
     def _end(self, leg: Leg, outcome: Outcome) -> None:
         leg.state = _ENDED
-        self.tally.give_back(leg.seats)
+        give_back(leg.seats)
         if leg.timer:
             leg.timer.cancel()
         self.loop.forget(leg.sock.fileno(), closing=True)
@@ -254,10 +267,8 @@ class Lobby:
         self.journal.note(outcome, label=leg.label, **{role: leg.peer})
 
     def _part(self, relay: Relay, outcome: Outcome, cause: str | None = None) -> None:
-        del self._live[relay]
         record, right = relay.record, relay.record.right
-        _, seats = _visitor_seats(right.label, network_of(record.initiator.address))
-        self.tally.give_back(_pair_seats(right.id) + seats)
+        give_back(self._live.pop(relay))
         self._rooms.part(right.label, self.loop.clock())
         end = record.end or Ended(outcome, 0.0, 0, 0, None, None, None, None)
         self.recorder.end(record, end, self._now())
@@ -327,16 +338,3 @@ class Lobby:
         self.loop.call_later(max(1.0, min(_CHECK_SECONDS, shortest / 4)), self._check_live)
         for relay in self.relays:
             relay.check(limits.dead_after, limits.idle)
-
-_WAITING_SEATS: tuple[Seat, ...] = (("responders", ""),)
-
-# Kept, because thousands share them, and hold them for as long as they are here.
-@lru_cache(maxsize=4096)
-def _visitor_seats(label: str, network: str) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
-    """What a visitor takes before it is paired, and after."""
-    paired = ("visits", ""), ("visits_per_label", label), ("visits_per_address", network)
-    return (*paired, ("unpaired_per_address", network)), paired
-
-@lru_cache(maxsize=4096)
-def _pair_seats(id: str) -> tuple[Seat, ...]:
-    return (("pairs_per_id", id),)

@@ -16,7 +16,7 @@ from process import Process
 
 from taasadmin.book import Book
 from taaslib.journal import Journal
-from taaslib.limits import Limits, Tally
+from taaslib.limits import Limits, Tally, give_back, take
 from taaslib.outcomes import Outcome
 
 
@@ -42,18 +42,20 @@ def open_q(house: House) -> int:
 
 def test_a_tally_knows_who_has_how_many() -> None:
     tally = Tally(Limits(visits=3, visits_per_address=2))
-    mine, yours, all_of_us = ("visits_per_address", "a"), ("visits_per_address", "b"), ("visits", "")
-    tally.take([mine, all_of_us])
-    tally.take([mine, all_of_us])
+    mine, yours, all_of_us = *(tally.seat("visits_per_address", who) for who in "ab"), tally.seat("visits")
+    take([mine, all_of_us])
+    take([tally.seat("visits_per_address", "a"), tally.seat("visits")])
     assert tally.full([all_of_us, mine]) == "visits_per_address"
     assert tally.full([all_of_us, yours]) is None
-    tally.take([yours, all_of_us])
+    take([yours, all_of_us])
     assert tally.full([all_of_us, yours]) == "visits"
-    tally.give_back([mine, all_of_us])
+    give_back([mine, all_of_us])
     assert tally.full([all_of_us, mine]) is None
-    tally.give_back([mine, all_of_us])
-    tally.give_back([yours, all_of_us])
-    assert not tally._taken  # it does not grow with those who were here
+    give_back([mine, all_of_us])
+    give_back([yours, all_of_us])
+    assert tally.taken() == {}
+    del mine, yours, all_of_us
+    assert not tally._seats  # it does not grow with those who were here
 
 
 # The front door
@@ -151,10 +153,10 @@ def test_every_seat_is_given_back(house: House) -> None:
     parked = [house.wire(port).send(b"x") for _ in range(3)]
     silent = [house.wire(port) for _ in range(3)]
     house.settle()
-    assert house.service.lobby.tally._taken["visits", ""] == 7
+    assert house.service.lobby.tally.taken()["visits", ""] == 7
     for wire in (pair, *parked, *silent):
         wire.reset()
-    house.until(lambda: not house.service.lobby.tally._taken)
+    house.until(lambda: not house.service.lobby.tally.taken())
 
 
 def test_an_id_with_too_many_live_pairs_is_429_at_the_put(build: Callable[..., House]) -> None:

@@ -142,7 +142,7 @@ def test_30_s_are_the_most_for_a_visit(house: House) -> None:
     (end,) = house.events("timed-out")
     assert end["initiator"] == visitor.name
     assert house.waiting() == 10 and not others[-1].gone
-    assert not house.service.lobby.relays and sum(house.service.lobby.tally._taken.values()) == 10
+    assert not house.service.lobby.relays and sum(house.service.lobby.tally.taken().values()) == 10
 
 
 @linux
