@@ -102,7 +102,7 @@ class Loop:
 
         CLOSING: it is closed next, which epoll notices by itself.
         """
-        if fd < len(self._handlers) and self._handlers[fd] is not None:
+        if fd < self._room and self._handlers[fd] is not None:
             if not (closing and self._poller.sees_closing):
                 self._poller.remove(fd)
             self._handlers[fd] = None

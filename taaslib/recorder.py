@@ -114,7 +114,7 @@ class Recorder:
         self._number += 1
         waits = round(waited * 1000), round(stood * 1000)
         record = Record(self._number, right, responder, initiator, now, *waits)
-        counts = self.counts(right.label)
+        counts = self._of_label.get(right.label) or self.counts(right.label)
         counts.records.append(record)
         counts.pairs += 1
         counts.live += 1

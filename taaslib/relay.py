@@ -204,17 +204,15 @@ class Relay:
         one, other = paths or self._paths()
         seconds = round(self._loop.clock() - self.started, 3)
         self.record.end = Ended(outcome, seconds, self.to_initiator, self.to_responder, *one[2:], *other[2:])
-        ends = self.responder, self.initiator
-        for end in ends:
+        for end in (self.responder, self.initiator):
             self._loop.forget(end.fd, closing=True)
             if outcome is _COMPLETE:
                 end.source.close()
             else:
                 end.close()
                 sockets.reset(end.source)
-        self._on_closed(self, outcome)
-        for end in ends:
             del end._relay, end.peer  # no cycle: nothing of a visit waits for the garbage collector
+        self._on_closed(self, outcome)
 
     def _paths(self) -> tuple[Path, Path]:
         return sockets.path(self.initiator.source), sockets.path(self.responder.source)

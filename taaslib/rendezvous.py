@@ -120,11 +120,6 @@ class Rendezvous(Generic[Leg]):
         room = self._rooms.get(label)
         return len(room.responders) if room else 0
 
-    def live(self, label: str) -> int:
-        """How many pairs live under LABEL."""
-        room = self._rooms.get(label)
-        return room.live if room else 0
-
     def everyone(self) -> Iterator[Leg]:
         """All who wait; a snapshot, so that the caller may close them."""
         for room in list(self._rooms.values()):

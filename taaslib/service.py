@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from taaslib import __version__, startup
+from taaslib import __version__, sockets, startup
 from taaslib.config import Config, ConfigError, load
 from taaslib.frontdoor import FrontDoor, Passage
 from taaslib.http1 import Request
@@ -30,7 +30,7 @@ from taaslib.outcomes import Answer, Outcome
 from taaslib.pump import Pools
 from taaslib.redirector import Redirector
 from taaslib.registrar import Registrar
-from taaslib.sockets import Socket, tune
+from taaslib.sockets import Socket
 from taaslib.startup import CannotStart, certificate_files, tls_contexts
 from taaslib.store import StoreError
 from taaslib.supervisor import Manager, Signals, StallWatch
@@ -195,7 +195,7 @@ class Service:
         self.leases.ports = new.ports
         self.pools.follow(new.pump)
         for listener in [*self._listeners, *self.leases.listeners]:
-            tune(listener.sock, limits)
+            sockets.tune(listener.sock, limits)
 
     def _follow_certificates(self) -> None:
         """Take over renewed certificates; keep the old ones while the new can't be used."""
@@ -262,6 +262,7 @@ class Service:
 
     def _follow_store(self) -> None:
         self.loop.call_later(_STORE_POLL_SECONDS, self._follow_store)
+        sockets.reserve.cache_clear()
         try:
             if self.store.changed() or self.store_broken:
                 self.leases.follow_store()

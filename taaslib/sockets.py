@@ -5,8 +5,10 @@ Knows nothing of TAAS.  Options that a system lacks are left out: each of them o
 
 import contextlib
 import errno
+import math
 import socket
 import struct
+from functools import lru_cache
 from typing import TypeAlias
 
 from taaslib.limits import Limits
@@ -29,7 +31,12 @@ _TCP_CLOSE = 7  # netinet/tcp.h
 
 def is_reserve(fd: int) -> bool:
     """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
-    return resource is not None and fd >= most_descriptors()
+    return fd >= reserve()
+
+@lru_cache(maxsize=1)
+def reserve() -> float:
+    """The first of them, asked for once until `cache_clear`: prlimit(1) may change it."""
+    return most_descriptors() or math.inf
 
 def most_descriptors() -> int:
     """How many we use, the reserve left out (0: not known)."""
@@ -81,8 +88,9 @@ def acknowledged(sock: Socket) -> tuple[int | None, float]:
     return (told[1], told[0] / 1e6) if told else (None, 0.0)
 
 def path(sock: Socket) -> Path:
-    """Whether an error may wait, octets that the peer's closed window holds back, the smoothed round trip in
-    ms, segments sent again.  True, 0, None, None where the kernel does not tell.
+    """Whether an error may wait, octets that a closed window holds back, round trip in ms, segments resent.
+
+    True, 0, None, None where the kernel does not tell.
     """
     if told := _info(sock, _PATH):
         state, round_trip, again, held_back = told
