@@ -5,7 +5,6 @@ in any number of segments and records; with post-quantum key shares it is longer
 """
 
 import struct
-from dataclasses import dataclass
 
 MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello has no name for us
 
@@ -18,41 +17,37 @@ _EXTENSION = struct.Struct(">HH")  # RFC 8446 4.2: type, length
 _NAMES = struct.Struct(">HBH")  # RFC 6066 3: the list's length; the first name's type and length
 _SERVER_NAME, _HOST_NAME = 0, 0
 
-@dataclass(slots=True)
-class Hello:
-    """What the client asks for: lower case, without a final dot; "" when it names nobody."""
-    name: str
-
-NO_NAME = Hello("")
-
 class HelloReader:
-    """Octets as they come -> the Hello, once it is whole or past hope; each octet is looked at once."""
+    """Octets as they come -> the server name, once the hello is whole or past hope; each is looked at once.
+
+    A name is in lower case, without a final dot; "" when the client names nobody.
+    """
     __slots__ = ("_data", "_message", "_seen", "beyond", "found", "whole")
 
     def __init__(self) -> None:
-        self.found: Hello | None = None  # what `feed` said last
+        self.found: str | None = None  # what `feed` said last
         self.whole = False  # the octets up to BEYOND are one ClientHello and nothing else
         self.beyond = 0  # octets that were fed and stand behind it
         self._data = b""  # records that are not whole yet
         self._message = b""  # the handshake message that the records carry
         self._seen = 0
 
-    def feed(self, data: bytes) -> Hello | None:
+    def feed(self, data: bytes) -> str | None:
         """Take more octets; None while more are needed to tell."""
         self._seen += len(data)
         self._data += data
         try:
             self.found = self._look()
         except (IndexError, struct.error, UnicodeDecodeError):
-            self.found = NO_NAME
+            self.found = ""
         return self.found
 
-    def _look(self) -> Hello | None:
+    def _look(self) -> str | None:
         data, at, have = self._data, 0, len(self._data)
         while have >= at + 5:
             kind, length = _RECORD.unpack_from(data, at)
             if kind != _HANDSHAKE or not 0 < length <= 1 << 14:  # no empty fragment, 2^14 octets at most
-                return NO_NAME
+                return ""
             start, end = at + 5, at + 5 + length
             if end > have:
                 break
@@ -61,15 +56,15 @@ class HelloReader:
             if size >= 0:
                 kind, high, length = _MESSAGE.unpack_from(message)
                 if kind != _CLIENT_HELLO or high or length > MOST:
-                    return NO_NAME
+                    return ""
                 if size >= length:
                     self.beyond = have - at
                     self.whole = size == length and self._seen - self.beyond <= MOST
-                    return Hello(_name(message, 4 + length))
+                    return _name(message, 4 + length)
         if not b"\x16\x03".startswith(data[at : at + 2]):
-            return NO_NAME
+            return ""
         self._data = data[at:]
-        return None if self._seen < MOST else NO_NAME
+        return None if self._seen < MOST else ""
 
 def _name(hello: bytes, end: int) -> str:
     """The first name of the first server_name extension of a ClientHello that goes to END there, or "".

@@ -32,6 +32,8 @@ class Passage(enum.Enum):
     THROUGH = "through"  # to the hidden server, whose TLS it is
     CLOSED = "closed"  # the hidden server's TLS, and it is not here
 
+_OURS = Passage.OURS
+
 Plain = Callable[[Request, Peer], Answer]
 
 @dataclass(eq=False)
@@ -69,12 +71,18 @@ class FrontDoor:
     def destination(self, name: str) -> tuple[Passage, str]:
         """What becomes of a connection that asks for the server NAME ("": for none), and its label."""
         registrar, servers = self.names
+        if name in ("", registrar, servers):
+            return _OURS, ""
         if label := names.label_of(name, servers):
-            return (Passage.OURS, "") if name == registrar else (self.passage(label), label)
-        if name in ("", registrar, servers) or name.endswith("." + servers) or names.is_address(name):
-            return Passage.OURS, ""
+            return self.passage(label), label
+        if name.endswith("." + servers) or names.is_address(name):
+            return _OURS, ""
         label = self.label_of_host(name)
         return self.passage(label), label or ""
+
+    def welcomes_all(self) -> bool:
+        """Whether all names are the same to us: there is one certificate, and nothing is passed through."""
+        return len(self.contexts) == 1 and self.passage(None) is _OURS
 
     def answer(self, request: Request, peer: Peer, certificate: str) -> Answer:
         """The answer to a request, whose peer was shown the CERTIFICATE of that name.  Raises BadRequest."""
@@ -142,24 +150,21 @@ class State(enum.Enum):
 # To look one up in an Enum takes 0.2 us.
 _QUIET, _HANDSHAKE, _REQUEST, _ANSWERING, _LINGERING, _PARTING, _CLOSED = State
 
-# What is waited for: to read, to write.
-_READING, _BOTH, _WRITING = (True, False), (True, True), (False, True)
+_READING, _BOTH, _WRITING = PATIENT | READ, PATIENT | READ | WRITE, PATIENT | WRITE
 
 class Exchange(Handler):
     """One connection to the front door."""
     _first = b""  # what came before its TLS was known to be ours
+    _hello: clienthello.HelloReader | None = None
     _certificate = ""  # the key in the door's contexts of the one that was shown
     _dropped = 0  # octets
     _stays: Right | None = None  # what it will be a responder on, counted until it is one
-    _waits: tuple[bool, bool] | None = None  # what the loop was told
+    _interest = 0  # what the loop was told
 
-    def __init__(
-        self, door: FrontDoor, sock: Socket, peer: Peer, network: str, plain: Plain | None
-    ) -> None:  # fmt: skip
+    def __init__(self, door: FrontDoor, sock: Socket, peer: Peer, network: str, plain: Plain | None) -> None:
         self._door, self._sock, self.peer, self.network, self._plain = door, sock, peer, network, plain
         self._stream = PlainStream(sock)
         self._parser = RequestParser(door.limits.head)
-        self._hello = clienthello.HelloReader()
         self.state = _REQUEST if plain else _QUIET
         self._update_interest()  # first: where it fails, nothing of us is left
         patience = door.limits.request if plain else door.limits.handshake
@@ -228,17 +233,16 @@ class Exchange(Handler):
         except BlockingIOError:
             return
         self._first += data
-        self._hello.feed(data)
         if not data:
             self._note(Outcome.GONE)
             self.close()
         elif self._first[0] != clienthello.HANDSHAKE:
             response = text(400, "This port speaks TLS: use https:// in front of the address.")
             self._answer(Answer(Outcome.PLAIN_HTTP, response))
-        elif hello := self._hello.found:
-            name, contexts = hello.name, self._door.contexts
+        elif (name := self._read_name(data)) is not None:
+            contexts = self._door.contexts
             passage, label = self._door.destination(name)
-            if passage is Passage.OURS:
+            if passage is _OURS:
                 self._certificate = certificate = name if name in contexts else ""
                 self._stream = TlsStream(self._sock, contexts[certificate])
                 self.state = _HANDSHAKE
@@ -251,6 +255,15 @@ class Exchange(Handler):
                 self._note(Outcome.UNKNOWN_NAME, label=label or None)
                 self._stream.send(_UNRECOGNIZED_NAME)
                 self._begin_answering()
+
+    def _read_name(self, data: bytes) -> str | None:
+        """The name that it asks for; None while that is not known.  Nobody looks where it is all the same."""
+        if self._hello is None:
+            record_is_whole = len(data) >= 5 + int.from_bytes(data[3:5], "big")  # RFC 8446 5.1
+            if record_is_whole and self._door.welcomes_all():
+                return ""
+            self._hello = clienthello.HelloReader()
+        return self._hello.feed(data)
 
     def _receive(self, first: bytes = b"") -> None:
         agreed = False
@@ -371,15 +384,11 @@ class Exchange(Handler):
         self._door.journal.note(outcome, peer=self.peer, **facts)
 
     def _update_interest(self) -> None:
-        state = self.state
-        if state is _CLOSED:
-            return
-        answering = state is _ANSWERING
-        waits = _WRITING if answering else _BOTH if self._stream.backlog else _READING
-        if waits is not self._waits:
-            self._waits = waits
-            interest = PATIENT | (0 if answering else READ) | (WRITE if waits[1] else 0)
-            self._door.loop.watch(self._sock.fileno(), self, interest)
+        if (state := self.state) is not _CLOSED:
+            interest = _WRITING if state is _ANSWERING else _BOTH if self._stream.backlog else _READING
+            if interest != self._interest:
+                self._interest = interest
+                self._door.loop.watch(self._sock.fileno(), self, interest)
 
 def _host_of(request: Request) -> str:
     try:

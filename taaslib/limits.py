@@ -91,9 +91,6 @@ class Tally:
                 return seat.limit
         return None
 
-    def taken(self) -> dict[tuple[str, str], int]:
-        return {key: seat.taken for key, seat in self._seats.items() if seat.taken}
-
 def take(seats: Iterable[Seat]) -> None:
     for seat in seats:
         seat.taken += 1

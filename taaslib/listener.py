@@ -13,7 +13,7 @@ from collections.abc import Callable
 from taaslib.limits import Limits
 from taaslib.loop import READ, Handler, Loop, Timer
 from taaslib.names import Peer, plain_address
-from taaslib.sockets import Socket, is_reserve, tune
+from taaslib.sockets import Socket, reserve, tune
 
 _BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 _PAUSE_SECONDS = 1.0
@@ -33,7 +33,7 @@ def open_port(address: str, port: int, limits: Limits) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if is_reserve(sock.fileno()):
+        if sock.fileno() >= reserve():
             raise _none_left()
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +97,7 @@ class Listener(Handler):
                     self._update_interest()
                     return
                 continue  # accept(2): an error that waits on the new connection; treat it like EAGAIN
-            if is_reserve(fd) and not self._is_operators:
+            if fd >= reserve() and not self._is_operators:
                 sock.close()
                 self._on_exhausted(_none_left())
                 continue

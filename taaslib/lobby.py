@@ -83,7 +83,8 @@ class Leg(Handler):
         if data[0] == HANDSHAKE and self.right is None and not self.early:
             self.hello = HelloReader()
         self.early += data
-        return not self.hello or bool(self.hello.found or self.hello.feed(data))
+        hello = self.hello
+        return not hello or hello.found is not None or hello.feed(data) is not None
 
     def on_finished(self) -> None:
         if self.right is not None:  # of a visitor, reading sees it in its place
@@ -234,9 +235,7 @@ class Lobby:
             return
         relay.start(responder.early, header + early, initiator_at_end=initiator.at_end)
 
-    def _fail_over(
-        self, relay: Relay, initiator: Leg, early: bytes, hello: HelloReader, cause: str
-    ) -> None:
+    def _fail_over(self, relay: Relay, initiator: Leg, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its INITIATOR seeks another."""
         self._part(relay, Outcome.FAILED_OVER, cause)
         initiator.early, initiator.hello = early, hello

@@ -34,7 +34,7 @@ import contextlib
 import os
 import sys
 
-from taaslib.sockets import Socket, is_reserve
+from taaslib.sockets import Socket, reserve
 
 if sys.platform != "win32":
     import fcntl  # now: once privileges are dropped Python's own folder may be out of reach
@@ -274,7 +274,7 @@ def _new_pipe() -> tuple[int, int] | None:
         with contextlib.suppress(OSError):  # EPERM: over fs.pipe-user-pages-soft or pipe-max-size
             fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, size)
             break
-    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST and not is_reserve(pipe[1]):
+    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) >= _PIPE_LEAST and pipe[1] < reserve():
         return pipe
     _close_pipe(pipe)
     return None

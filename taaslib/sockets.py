@@ -29,13 +29,12 @@ _ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI"
 Path: TypeAlias = tuple[bool, int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h
 
-def is_reserve(fd: int) -> bool:
-    """Whether FD is one of the last that we may have: they are for the database, the log, a certificate."""
-    return fd >= reserve()
-
 @lru_cache(maxsize=1)
 def reserve() -> float:
-    """The first of them, asked for once until `cache_clear`: prlimit(1) may change it."""
+    """The first of the last descriptors, which are for the database, the log, a certificate.
+
+    Asked for once until `cache_clear`, as prlimit(1) may change it.
+    """
     return most_descriptors() or math.inf
 
 def most_descriptors() -> int:

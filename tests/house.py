@@ -238,6 +238,11 @@ class House:
             store.add(Credential(id, SECRETS[id]), [label], port, int(self.wall.now))
         self.pass_time(1)
 
+    def seats_taken(self) -> dict[tuple[str, str], int]:
+        """By limit and holder, where there are any."""
+        seats = self.service.lobby.tally._seats
+        return {key: seat.taken for key, seat in seats.items() if seat.taken}
+
     # Turning
 
     def turn(self, times: int = 1) -> None:

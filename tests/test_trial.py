@@ -142,7 +142,7 @@ def test_30_s_are_the_most_for_a_visit(house: House) -> None:
     (end,) = house.events("timed-out")
     assert end["initiator"] == visitor.name
     assert house.waiting() == 10 and not others[-1].gone
-    assert not house.service.lobby.relays and sum(house.service.lobby.tally.taken().values()) == 10
+    assert not house.service.lobby.relays and sum(house.seats_taken().values()) == 10
 
 
 @linux
@@ -481,7 +481,7 @@ def test_where_a_hello_ends_is_known_however_it_comes(
 ) -> None:
     first = records(hello(server_name(b"a.example")), size) if is_hello else b"GET / HTTP/1.1\r\n\r\n"
     data, reader, fed = first + behind, HelloReader(), b""
-    while not reader.found and len(fed) < len(data):
+    while reader.found is None and len(fed) < len(data):
         piece = data[len(fed) : len(fed) + step]
         fed += piece
         reader.feed(piece)

@@ -195,8 +195,8 @@ def _hello(data: bytes) -> Iterator[str]:
 def _server_name(pieces: list[bytes]) -> str | None:
     reader = clienthello.HelloReader()
     for piece in pieces:
-        if hello := reader.feed(piece):
-            return hello.name
+        if (name := reader.feed(piece)) is not None:
+            return name
     return None
 
 
