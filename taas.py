@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"taas: {error}", file=sys.stderr)
         return 1 if isinstance(error, CannotStart) else 2
+    gc.freeze()  # what is here now stays
+    gc.set_threshold(10_000)  # nothing that comes and goes by the thousand is a cycle
     service.run()
     return 0
 
