@@ -41,6 +41,7 @@ class Shop:
         self._make_certificate("ec", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
         self._make_certificate("rsa", "-newkey", "rsa:2048")
         self._credentials: Path | None = None
+        self._passed: Path | None = None
 
     def _make_certificate(self, kind: str, *key: str) -> None:
         """KIND.crt and KIND.key, and KIND.pem with both, as haproxy wants it."""
@@ -69,10 +70,9 @@ class Shop:
         return done.stdout
 
     def credentials(self) -> Path:
-        """A folder with taas.db, made by taas_admin.py: LABELS labels, and 10 more for each of two uses.
+        """A folder with taas.db, made by taas_admin.py: LABELS labels, and 10 more for those that idle.
 
-        `credentials`, `passed` (pass-through) and `idle` name them for gen, a line each: label, ID, secret in
-        hexadecimal.
+        `credentials` and `idle` name them for gen, a line each: label, ID, secret in hexadecimal.
         """
         if not self._credentials:
             self._credentials = folder = self.place("credentials")
@@ -83,11 +83,18 @@ class Shop:
             lines = [self._add(folder, *labels[i : i + each]) for i in range(0, LABELS, each)]
             # Round robin over the IDs too.
             (folder / "credentials").write_text("".join(itertools.chain(*zip(*lines, strict=True))))
-            passed = self._add(folder, *(f"t{number}" for number in range(each)), "--mode", "both")
-            (folder / "passed").write_text("".join(passed))
             idle = self._add(folder, *(f"i{number}" for number in range(each)))
             (folder / "idle").write_text("".join(idle))
         return self._credentials
+
+    def passed(self) -> Path:
+        """The same, and `passed`: 10 labels more that are passed through."""
+        if not self._passed:
+            self._passed = folder = self.place("passed")
+            shutil.copytree(self.credentials(), folder, dirs_exist_ok=True)
+            labels = (f"t{number}" for number in range(LABELS // IDS))
+            (folder / "passed").write_text("".join(self._add(folder, *labels, "--mode", "both")))
+        return self._passed
 
     def _add(self, folder: Path, *words: str) -> list[str]:
         self.run(sys.executable, str(ROOT / "taas_admin.py"), "add", *words, cwd=folder)
@@ -190,7 +197,7 @@ class Taas(Candidate):
         return subprocess.run(command, capture_output=True, text=True, env=env).stdout.strip()
 
     def start(self) -> None:
-        shutil.copytree(self.shop.credentials(), self.folder, dirs_exist_ok=True)
+        shutil.copytree(self.store(), self.folder, dirs_exist_ok=True)
         key = self.shop.folder / self.certificate
         lines = ["[taas]", "public = 127.0.0.1", "address = 127.0.0.1", f"port = {self.door}",
                  f"registrar = {REGISTRAR}", f"servers = {SERVERS}", f"ports = {self.shop.port_range()}",
@@ -204,6 +211,9 @@ class Taas(Candidate):
         command = [PYTHON, str(ROOT / "taas.py"), "taas.ini"]
         self.relay = Child(command, RELAY_CORE, self.log, env=_PACKAGES)
         self.relay.wait_for_port(self.door)
+
+    def store(self) -> Path:
+        return self.shop.credentials()
 
     def ends(self, file: str = "credentials") -> list[str]:
         return ["-t", str(self.door), "-n", REGISTRAR, "-s", SERVERS, "-f", str(self.folder / file)]
@@ -229,6 +239,9 @@ class TaasPassed(Taas):
     """Visitors come through port 443 by the server name of their ClientHello."""
 
     name = "ours, pass-through"
+
+    def store(self) -> Path:
+        return self.shop.passed()
 
     def ends(self, file: str = "passed") -> list[str]:
         return [*super().ends(file), "-x"]
