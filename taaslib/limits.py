@@ -86,8 +86,9 @@ class Tally:
 
     def full(self, seats: Iterable[Seat]) -> str | None:
         """The name of the first limit under which one more of these is too many."""
+        limits = self._limits
         for seat in seats:
-            if seat.taken >= getattr(self._limits, seat.limit):
+            if seat.taken >= getattr(limits, seat.limit):
                 return seat.limit
         return None
 

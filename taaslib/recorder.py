@@ -42,8 +42,8 @@ class Record:
     responder: Peer
     initiator: Peer
     timestamp: int  # of the pairing, ms since 1970
-    waited_ms: int  # the visitor, for its hidden server
-    responder_waited_ms: int
+    waited: float  # seconds, the visitor for its hidden server
+    responder_waited: float
     ended_by: str = ""  # the first to end it: "initiator", "responder" or "service"
     how: str = ""  # fin, reset, timeout (what we sent was not acknowledged), keep-alive; or what we did
     end: Ended | None = None
@@ -61,9 +61,9 @@ class Record:
 
     def facts(self) -> dict[str, Any]:
         """What the log is told of its end."""
-        waits = {"waited_seconds": self.waited_ms / 1000}
-        waits["responder_waited_seconds"] = self.responder_waited_ms / 1000
-        end = self.end._asdict() if self.end else {}
+        waits = {"waited_seconds": round(self.waited, 3)}
+        waits["responder_waited_seconds"] = round(self.responder_waited, 3)
+        end = self.end._asdict() | {"seconds": round(self.end.seconds, 3)} if self.end else {}
         end.pop("outcome", None)
         doing = {"ended_by": self.ended_by, "how": self.how, "verdict": self.verdict}
         return {"id": self.right.id} | waits | end | doing
@@ -112,8 +112,7 @@ class Recorder:
         self, right: Right, responder: Peer, initiator: Peer, now: int, waited: float, stood: float
     ) -> Record:
         self._number += 1
-        waits = round(waited * 1000), round(stood * 1000)
-        record = Record(self._number, right, responder, initiator, now, *waits)
+        record = Record(self._number, right, responder, initiator, now, waited, stood)
         counts = self._of_label.get(right.label) or self.counts(right.label)
         counts.records.append(record)
         counts.pairs += 1

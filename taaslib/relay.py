@@ -184,7 +184,7 @@ class Relay:
         """END, or if the kernel knows better the other, reset or timed out: errno CODE."""
         if self.state is _CLOSED:
             return
-        if sockets.is_closed(end.peer.source) and not sockets.is_closed(end.source):
+        if sockets.path(end.peer.source)[0] and not sockets.path(end.source)[0]:
             end = end.peer
         dead = sockets.timed_out(code)
         self._blame(end, "keep-alive" if dead else "reset")
@@ -202,7 +202,7 @@ class Relay:
         if outcome not in _THEIRS:
             self.record.ended_by, self.record.how = "service", outcome.value
         one, other = paths or self._paths()
-        seconds = round(self._loop.clock() - self.started, 3)
+        seconds = self._loop.clock() - self.started
         self.record.end = Ended(outcome, seconds, self.to_initiator, self.to_responder, *one[2:], *other[2:])
         for end in (self.responder, self.initiator):
             self._loop.forget(end.fd, closing=True)

@@ -22,12 +22,13 @@ Socket = socket.SocketType  # what socket.socket adds costs 40 octets and 6 us a
 
 _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
-# Of struct tcp_info: segments unacknowledged, ms since the last ACK; state, round trip in us, segments
-# sent again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets
-# acknowledged (4.1); the state.
-_ACKS, _PATH, _ACKED, _STATE = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI", "=68xI48xQ", "=B"))
+# Of struct tcp_info: segments unacknowledged, ms since the last ACK; state, round trip in us, segments sent
+# again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets acknowledged
+# (4.1).
+_ACKS, _PATH, _ACKED = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI", "=68xI48xQ"))
 Path: TypeAlias = tuple[bool, int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h
+_UNTOLD = AttributeError, OSError, struct.error  # this system does not tell
 
 @lru_cache(maxsize=1)
 def reserve() -> float:
@@ -87,19 +88,21 @@ def acknowledged(sock: Socket) -> tuple[int | None, float]:
     return (told[1], told[0] / 1e6) if told else (None, 0.0)
 
 def path(sock: Socket) -> Path:
-    """Whether an error may wait, octets that a closed window holds back, round trip in ms, segments resent.
+    """Whether the kernel closed it; octets that a closed window holds back; round trip, ms; segments resent.
 
     True, 0, None, None where the kernel does not tell.
     """
-    if told := _info(sock, _PATH):
-        state, round_trip, again, held_back = told
-        return state == _TCP_CLOSE, held_back, round_trip / 1000, again
-    return True, 0, None, None
+    try:
+        option = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _PATH.size)
+        state, round_trip, again, held_back = _PATH.unpack(option)
+    except _UNTOLD:
+        return True, 0, None, None
+    return state == _TCP_CLOSE, held_back, round_trip / 1000, again
 
 def _info(sock: Socket, fields: struct.Struct) -> tuple[int, ...] | None:
     try:
         return fields.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size))
-    except (AttributeError, OSError, struct.error):  # this system does not tell
+    except _UNTOLD:
         return None
 
 def failure(sock: Socket) -> int:
@@ -108,10 +111,6 @@ def failure(sock: Socket) -> int:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except OSError as error:
         return error.errno or 0
-
-def is_closed(sock: Socket) -> bool:
-    """Whether the kernel is done with it: it was reset, or has timed out (False: that is not told)."""
-    return _info(sock, _STATE) == (_TCP_CLOSE,)
 
 def timed_out(code: int | None) -> bool:
     """Whether errno CODE says that the path is dead, not that the peer reset the connection."""
