@@ -13,7 +13,6 @@ import heapq
 import select
 import selectors
 import time
-from array import array
 from collections.abc import Callable
 from itertools import count
 from typing import Protocol
@@ -71,7 +70,7 @@ class Loop:
         self._poller = poller or (EpollPoller() if hasattr(select, "epoll") else SelectorsPoller())
         self._handlers: list[Handler | None] = []  # by descriptor: a tenth of a dict's memory
         self._room = -1  # the last one stays free: -1 is the number of a closed socket
-        self._interest = array("H")
+        self._interest: list[int] = []
         self._ready_patient: dict[int, int] = {}  # fd -> events, in the order of their coming
         self._ready_bulky: dict[int, int] = {}
         self._fresh: set[int] = set()  # watched since this turn's poll: what it said is about a predecessor
@@ -87,7 +86,7 @@ class Loop:
         """
         if fd >= self._room:
             self._handlers += [None] * (fd + 2)
-            self._interest.extend([0] * (fd + 2))
+            self._interest += [0] * (fd + 2)
             self._room = len(self._handlers) - 1
         if self._handlers[fd] is None:
             self._poller.add(fd, interest & _ASKED)

@@ -165,15 +165,17 @@ class Pump:
         if not count:
             self.at_end = True
             return False
-        self.in_bulk = count >= _BULK
+        if count >= _BULK:
+            self.in_bulk = True
         try:
             sent = self.sink.send(scratch[:count])
         except BlockingIOError:
             sent = 0
         self.copied += sent
-        if sent < count:
-            self.preload(scratch[sent:count])
-        return sent == count
+        if sent == count:
+            return True
+        self.preload(scratch[sent:count])
+        return False
 
     def give(self, data: bytes) -> None:
         """Offer DATA, which nothing is in front of, to the sink; it keeps the rest.  Raises OSError."""
