@@ -41,7 +41,7 @@ class Journal:
         self._clock = clock
         self._minute_ends = 0.0
         self.counts = dict.fromkeys(Outcome, 0)  # since the start, written or not
-        self._before = self.counts.copy()  # this minute
+        self._before = self.counts.copy()  # as this minute began
         self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
         self.configure(None)
 
