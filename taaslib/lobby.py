@@ -117,7 +117,7 @@ class Lobby:
         limits = self.limits
         self._rooms: Rendezvous[Leg] = Rendezvous(limits)
         self.tally = Tally(limits)
-        self._waiting = self.tally.seat("responders")
+        self._waiting_seats = (self.tally.seat("responders"),)  # shared by all who wait
         # Kept, because thousands share them, and hold them for as long as they are here.
         self._seats = lru_cache(maxsize=4096)(self._find_seats)
         self._arriving: dict[Leg, float] = {}  # and when first-bytes is over; oldest first
@@ -144,7 +144,7 @@ class Lobby:
             sock.close()
             return
         leg = Leg(self, sock, peer, right.label, right)
-        leg.early, leg.seats = early, (self._waiting,)
+        leg.early, leg.seats = early, self._waiting_seats
         take(leg.seats)
         leg.update_interest()
         answer = self._rooms.offer(right.label, right.id, leg, self.loop.clock())
@@ -215,7 +215,7 @@ class Lobby:
         assert right
         now, label, one, other = self.loop.clock(), responder.label, responder.peer, initiator.peer
         seats = self._seats(label, other.address, right.id)
-        self._waiting.taken -= 1
+        responder.seats[0].taken -= 1
         initiator.seats[-1].taken -= 1
         seats[-1].taken += 1
         waited, stood = now - initiator.since, now - responder.since
