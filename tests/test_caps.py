@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -238,6 +239,23 @@ def test_where_the_kernel_has_none_left_accepting_pauses_and_resumes(
     house.pass_time(1)
     assert house.get().status == 503
     assert len(house.events("out-of-descriptors")) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resource")
+def test_a_limit_of_descriptors_that_changes_is_noticed_within_a_second(house: House) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert house.get().status == 503
+    with house.wire(house.service.port).sock as wire:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wire.fileno() + 64, hard))
+        try:
+            house.pass_time(1)
+            refused = house.wire(house.service.port)
+            house.until(lambda: refused.gone)
+            assert house.events("out-of-descriptors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    house.pass_time(1)
+    assert house.get().status == 503
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit(1)")

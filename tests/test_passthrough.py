@@ -118,6 +118,23 @@ def test_only_names_outside_ours_get_the_alert(house: House) -> None:
         assert visitor.received[0] == 0x16, name  # our ServerHello
 
 
+@pytest.mark.parametrize(("step", "pieces"), [(1, 1), (1, 40), (3, 40), (5, 1), (6, 1), (100, 1), (100, 2)])
+def test_the_first_label_that_is_passed_through_counts_for_a_hello_on_its_way(
+    house: House, step: int, pieces: int
+) -> None:
+    """Nobody looks for names before, and half a hello does not decide that nobody will."""
+    responder, first = house.responder(), hello(HOST)
+    half = step * pieces
+    assert half < len(first)
+    visitor = house.wire(house.service.port)
+    for at in range(0, half, step):
+        visitor.send(first[at : at + step])
+        house.turn()
+    set_mode(house, "passthrough")
+    visitor.send(first[half:])
+    house.until(lambda: responder.received == first)
+
+
 def test_an_address_in_place_of_a_name_is_ours(house: House) -> None:
     """No library sends one, but it is not refused (RFC 6066 3 forbids it to the client alone)."""
     first = hello("a" * 9, alpn="http/1.1").replace(b"a" * 9, b"127.0.0.1")
