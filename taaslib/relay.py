@@ -187,7 +187,8 @@ class Relay:
         if sockets.path(end.peer.source)[0] and not sockets.path(end.source)[0]:
             end = end.peer
         dead = sockets.timed_out(code)
-        self._blame(end, "keep-alive" if dead else "reset")
+        if self.record.ended_by != "responder" or self.to_initiator:  # who left without a word stays to blame
+            self._blame(end, "keep-alive" if dead else "reset")
         self.close(Outcome.TIMED_OUT if dead else Outcome.RESET)
 
     def _blame(self, end: End, how: str) -> None:

@@ -335,6 +335,26 @@ def test_a_reset_behind_the_other_side_s_fin_is_its_own_doing(asking: Asking) ->
     assert ended(asking, "reset", "hidden server's path")["ended_by"] == "responder"
 
 
+def test_a_hidden_server_that_left_without_a_word_is_not_excused_by_a_reset(asking: Asking) -> None:
+    house = asking.house
+    responder, initiator = house.pair()
+    responder.finish()
+    house.until(lambda: initiator.ended)
+    initiator.reset()
+    house.until(lambda: house.events("reset"))
+    assert ended(asking, "fin", "hidden server's path")["ended_by"] == "responder"
+
+
+def test_a_reset_behind_an_answer_and_its_fin_is_the_visitor_s(asking: Asking) -> None:
+    house = asking.house
+    responder, initiator = house.pair()
+    responder.send(b"answer").finish()
+    house.until(lambda: initiator.ended)
+    initiator.reset()
+    house.until(lambda: house.events("reset"))
+    assert ended(asking, "reset", "visitor's path")["ended_by"] == "initiator"
+
+
 def test_a_hidden_server_that_ends_without_a_word_is_not_fine(asking: Asking) -> None:
     house = asking.house
     responder, initiator = house.pair()
