@@ -10,7 +10,7 @@ MOST = 16 * 1024  # octets looked at, records' headers included; a longer hello 
 
 HANDSHAKE = 0x16  # RFC 8446 5.1: the first octet of a ClientHello's record
 _RECORD = struct.Struct(">HxH")  # RFC 8446 5.1: type and version's first octet, its second, length
-_HANDSHAKE = 0x1603
+_HANDSHAKE = HANDSHAKE << 8 | 3
 _MESSAGE = struct.Struct(">BBH")  # RFC 8446 4: type, length; its high octet is 0 up to MOST
 _CLIENT_HELLO = 1
 _EXTENSION = struct.Struct(">HH")  # RFC 8446 4.2: type, length

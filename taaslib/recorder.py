@@ -113,7 +113,7 @@ class Recorder:
     ) -> Record:
         self._number += 1
         record = Record(self._number, right, responder, initiator, now, waited, stood)
-        counts = self._of_label.get(right.label) or self.counts(right.label)
+        counts = self.counts(right.label)
         counts.records.append(record)
         counts.pairs += 1
         counts.live += 1

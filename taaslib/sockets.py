@@ -28,7 +28,6 @@ _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 _ACKS, _PATH, _ACKED = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI", "=68xI48xQ"))
 Path: TypeAlias = tuple[bool, int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h
-_UNTOLD = AttributeError, OSError, struct.error  # this system does not tell
 
 @lru_cache(maxsize=1)
 def reserve() -> float:
@@ -92,17 +91,15 @@ def path(sock: Socket) -> Path:
 
     True, 0, None, None where the kernel does not tell.
     """
-    try:
-        option = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _PATH.size)
-        state, round_trip, again, held_back = _PATH.unpack(option)
-    except _UNTOLD:
-        return True, 0, None, None
-    return state == _TCP_CLOSE, held_back, round_trip / 1000, again
+    if told := _info(sock, _PATH):
+        state, round_trip, again, held_back = told
+        return state == _TCP_CLOSE, held_back, round_trip / 1000, again
+    return True, 0, None, None
 
 def _info(sock: Socket, fields: struct.Struct) -> tuple[int, ...] | None:
     try:
         return fields.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size))
-    except _UNTOLD:
+    except (AttributeError, OSError, struct.error):  # this system does not tell
         return None
 
 def failure(sock: Socket) -> int:
