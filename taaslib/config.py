@@ -1,7 +1,6 @@
 """The text of taas.ini -> one frozen Config, or a ConfigError that names file, section and key.
 
-Knows neither sockets nor whether the files that it names exist: make_cert.py and taas_admin.py work
-before they do.
+Knows neither sockets nor whether the files that it names exist: make_cert.py works before they do.
 """
 
 import configparser

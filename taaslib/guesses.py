@@ -1,7 +1,6 @@
 """Wrong codes are counted per address and per ID; whoever sends too many waits before the next is looked at.
 
-Knows neither codes nor clocks: NOW is an argument, in seconds of any steady clock.  docs/security.md has the
-arithmetic.
+Knows neither codes nor clocks: NOW is an argument, in seconds of any steady clock.  See docs/security.md.
 
 Strangers can not lock a hidden server out: an (ID, address) pair that showed a right code within a day is
 judged by a counter of its own, and by nothing else.  Memory is bounded: when a table is full, newcomers

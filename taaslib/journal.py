@@ -27,8 +27,7 @@ _AT = {  # info, where nothing else is said
     logging.ERROR: (_O.STORE_BROKEN, _O.FAULT, _O.STALLED, _O.PORT_FAILED, _O.OUT_OF_DESCRIPTORS),
     logging.WARNING: (_O.STORE_BUSY, _O.WARNING, _O.SUPPRESSED, _O.WRONG_CODE, _O.SLOWED, _O.CODE_USED)
     + (_O.CODE_OVERUSED, _O.STRANGER, _O.FULL),
-    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP)
-    + (_O.ASKED,),
+    logging.DEBUG: (_O.CLAIMED, _O.SILENT, _O.GONE, _O.TLS_FAILED, _O.PLAIN_HTTP, _O.ASKED),
 }
 LEVELS = dict.fromkeys(Outcome, logging.INFO) | {each: level for level, some in _AT.items() for each in some}
 

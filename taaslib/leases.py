@@ -186,14 +186,9 @@ class Leases:
             self.journal.note(Outcome.STORE_BUSY, label=label, cause=error)
 
     def _open_everywhere(self, port: int) -> list[socket.socket]:
-        socks: list[socket.socket] = []
-        try:
-            for address in self.addresses:
-                socks.append(open_port(address, port, self.limits))
-        except OSError:
-            for sock in socks:
-                sock.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            socks = [opened.enter_context(open_port(each, port, self.limits)) for each in self.addresses]
+            opened.pop_all()
         return socks
 
     def _review_q(self, label: str) -> None:

@@ -1,5 +1,4 @@
-"""How much of everything: one dataclass, whose fields are the keys of taas.ini's [limits], and a tally
-of who has how many.
+"""How much of everything: one dataclass with the keys of taas.ini's [limits]; and who has how many.
 
 Knows nothing of who obeys.
 """

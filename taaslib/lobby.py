@@ -233,7 +233,7 @@ class Lobby:
             end, patience = len(early) - hello.beyond, initiator.until - now
             Trial(self.loop, relay, header + early[:end], early[end:], patience, credulous, on_dead)
             return
-        relay.start(responder.early, header + early, initiator_at_end=initiator.at_end)
+        relay.start(responder.early, header + early)
 
     def _fail_over(self, relay: Relay, initiator: Leg, early: bytes, hello: HelloReader, cause: str) -> None:
         """RELAY's responder was dead, and got nothing of EARLY: its INITIATOR seeks another."""

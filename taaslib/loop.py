@@ -56,6 +56,10 @@ class Timer:
     def __init__(self, call: Callable[[], None]) -> None:
         self.call: Callable[[], None] | None = call
 
+    def __call__(self) -> None:
+        if self.call:
+            self.call()
+
     def cancel(self) -> None:
         self.call = None  # the husk leaves the heap when it surfaces, or in a sweep
 
@@ -76,6 +80,8 @@ class Loop:
         self._fresh: set[int] = set()  # watched since this turn's poll: what it said is about a predecessor
         self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
         self._order = count()
+        self._soon: list[Callable[[], None]] = []
+        self.call_soon = self._soon.append  # to wake peers once all is read: once a turn, if they are near
         self.turns = 0  # so far
         self.busy_since: float | None = None  # when this turn's sleep ended
 
@@ -116,7 +122,7 @@ class Loop:
 
     def turn(self, patience: float = 60.0) -> None:
         """Sleep until something happens, PATIENCE seconds at most; serve ready descriptors, then timers."""
-        if self._ready_patient or self._ready_bulky:
+        if self._ready_patient or self._ready_bulky or self._soon:
             patience = 0.0
         elif self._timers:
             patience = min(patience, max(0.0, self._timers[0][0] - self.clock()))
@@ -141,13 +147,18 @@ class Loop:
                 self._ready_patient[fd] = events
             else:
                 self._serve(fd, events)
+        if self._soon:
+            self._call_soon()
         for queue, most in ((self._ready_bulky, _BULKY_PER_TURN), (self._ready_patient, _PATIENT_PER_TURN)):
             for fd in list(queue)[:most] if queue else ():
                 waiting = queue.pop(fd, None)  # a handler served before it may have closed it
                 if waiting is not None:
                     self._serve(fd, waiting)
-        if self._timers and self._timers[0][0] <= self.clock():
-            self._call_due_timers()
+        now = self.clock()
+        while self._timers and self._timers[0][0] <= now:
+            self.call_soon(heapq.heappop(self._timers)[2])
+        if self._soon:
+            self._call_soon()
         self.turns += 1
         if self.turns % 1024 == 0:
             self._sweep()
@@ -180,16 +191,14 @@ class Loop:
     def _still(self, fd: int, handler: Handler, event: int) -> bool:
         return self._handlers[fd] is handler and bool(self._interest[fd] & event)
 
-    def _call_due_timers(self) -> None:
-        timers, due, now = self._timers, [], self.clock()
-        while timers and timers[0][0] <= now:
-            due.append(heapq.heappop(timers)[2])
-        for timer in due:  # one that these set waits for the next turn, even if due at once
-            if timer.call:
-                try:
-                    timer.call()
-                except Exception:
-                    self._on_fault(timer)
+    def _call_soon(self) -> None:
+        for call in self._soon:  # which may add others
+            try:
+                call()
+            except Exception:
+                owner = getattr(call, "__self__", call)
+                self._on_fault(owner if isinstance(owner, (Handler, Timer)) else Timer(call))
+        self._soon.clear()
 
     def _sweep(self) -> None:
         # Long timeouts are mostly cancelled: when half of the heap is husks, drop them.
@@ -205,12 +214,10 @@ class EpollPoller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.add, self.change, self.remove = self._epoll.register, self._epoll.modify, self._epoll.unregister
+        self.close = self._epoll.close
 
     def poll(self, seconds: float) -> list[tuple[int, int]]:
         return self._epoll.poll(seconds, _MAX_EVENTS)
-
-    def close(self) -> None:
-        self._epoll.close()
 
 class SelectorsPoller:
     """Everywhere: an empty interest hears nothing, and the end of sending is only seen by reading."""
@@ -218,6 +225,7 @@ class SelectorsPoller:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self.close = self._selector.close
 
     def add(self, fd: int, interest: int) -> None:
         events = selectors.EVENT_READ * bool(interest & READ) | selectors.EVENT_WRITE * bool(interest & WRITE)
@@ -237,6 +245,3 @@ class SelectorsPoller:
             (key.fd, READ * bool(ready & selectors.EVENT_READ) | WRITE * bool(ready & selectors.EVENT_WRITE))
             for key, ready in self._selector.select(seconds)
         ]
-
-    def close(self) -> None:
-        self._selector.close()

@@ -177,21 +177,11 @@ class Pump:
         self.preload(scratch[sent:count])
         return False
 
-    def give(self, data: bytes) -> None:
-        """Offer DATA, which nothing is in front of, to the sink; it keeps the rest.  Raises OSError."""
-        try:
-            sent = self.sink.send(data)
-        except BlockingIOError:
-            sent = 0
-        self.copied += sent
-        self.preload(data[sent:])
-
     def preload(self, data: bytes | memoryview) -> None:
         """Let DATA, which nothing is in front of, come before all that will be read."""
-        if data:
-            self._ring = self._pools.borrow_ring(SMALL) if len(data) <= SMALL else Ring(len(data))
-            self._ring.put(data)
-            self.pending = len(data)
+        self._ring = self._pools.borrow_ring(SMALL) if len(data) <= SMALL else Ring(len(data))
+        self._ring.put(data)
+        self.pending = len(data)
 
     def _fill_in_bulk(self) -> None:
         if not self.pending and (pipe := self._pools.borrow_pipe()):
@@ -260,6 +250,7 @@ class Pump:
 
     def close(self) -> None:
         """Give back what is borrowed; the pump is not used again."""
+        self.pending = 0
         if self._ring:
             self._pools.return_ring(self._ring)
             self._ring = None

@@ -1,5 +1,4 @@
-"""Request -> Answer for hidden servers: PUT /register/LABEL opens a port p, GET /pairings/LABEL tells
-who met whom.
+"""Request -> Answer for hidden servers: PUT /register/LABEL opens a port p, GET /pairings/LABEL, its pairs.
 
 Knows neither sockets nor the redirector.  Checked in this order, so that nobody learns more than they
 have earned: Authorization present, path, method, parameters, too many wrong codes, code, grant, capacity.

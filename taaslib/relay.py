@@ -17,6 +17,7 @@ import contextlib
 import enum
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from taaslib import sockets
 from taaslib.loop import FINISHED, READ, WRITE, Handler, Loop, Timer
@@ -73,6 +74,16 @@ class End(Pump, Handler):
             return
         self._relay.update(pump)
 
+    def begin(self) -> None:
+        """Offer what came before the pair."""
+        try:
+            self.drain()
+        except OSError as error:
+            self._relay.fail(error.errno, self.peer)
+            return
+        if self.pending:
+            self._relay.update(self)
+
     def on_failed(self) -> None:
         self._relay.fail(sockets.failure(self.source), self)
 
@@ -113,19 +124,18 @@ class Relay:
         """Octets delivered to the hidden server's kernel buffer so far."""
         return self.initiator.copied + self.initiator.spliced
 
-    def start(self, from_responder: bytes, from_initiator: bytes, *, initiator_at_end: bool) -> None:
+    def start(self, from_responder: bytes, from_initiator: bytes) -> None:
         """Begin with what either side sent before they met."""
-        self.initiator.at_end = initiator_at_end
         try:
             sockets.user_timeout(self.responder.source, 0)
-            if from_responder:
-                self.responder.give(from_responder)
-            if from_initiator:
-                self.initiator.give(from_initiator)
         except OSError as error:
             self.fail(error.errno, self.responder)
             return
         self.update(self.initiator)
+        for end, early in ((self.responder, from_responder), (self.initiator, from_initiator)):
+            if early:
+                end.preload(early)
+                self._loop.call_soon(end.begin)
 
     def update(self, pump: End) -> None:
         """PUMP has taken or delivered something: pass its FIN on, and recompute what both ends wait for."""
@@ -138,11 +148,7 @@ class Relay:
                 if pump.shut:
                     self._finish()
                     return
-                try:
-                    pump.sink.shutdown(socket.SHUT_WR)
-                except OSError as error:  # ENOTCONN: the reset is about to be told
-                    self.fail(error.errno, sink)
-                    return
+                self._loop.call_soon(partial(self._pass_fin, sink))
         for end in (pump, sink):
             interest = WRITE if end.peer.pending else 0
             if not end.at_end and (not end.pending or end.has_room):
@@ -155,6 +161,13 @@ class Relay:
             if interest != end.interest:
                 end.interest = interest
                 self._loop.watch(end.fd, end, interest)
+
+    def _pass_fin(self, sink: End) -> None:
+        if self.state is _LIVE:  # else `_finish` was in time
+            try:
+                sink.source.shutdown(socket.SHUT_WR)
+            except OSError as error:  # ENOTCONN: the reset is about to be told
+                self.fail(error.errno, sink)
 
     def check(self, dead_after: float, idle: float) -> None:
         """Close the pair if a path is dead: what was sent stays unacknowledged for DEAD_AFTER seconds.
@@ -208,7 +221,7 @@ class Relay:
         for end in (self.responder, self.initiator):
             self._loop.forget(end.fd, closing=True)
             if outcome is _COMPLETE:
-                end.source.close()
+                self._loop.call_soon(end.source.close)
             else:
                 end.close()
                 sockets.reset(end.source)

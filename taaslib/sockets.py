@@ -23,8 +23,7 @@ Socket = socket.SocketType  # what socket.socket adds costs 40 octets and 6 us a
 _RESERVE = 64  # descriptors; the kernel always gives the lowest that is free
 
 # Of struct tcp_info: segments unacknowledged, ms since the last ACK; state, round trip in us, segments sent
-# again, octets in the send queue that were never sent (since Linux 4.6); the round trip, octets acknowledged
-# (4.1).
+# again, octets in the send queue that were never sent (Linux 4.6); the round trip, octets acknowledged (4.1).
 _ACKS, _PATH, _ACKED = map(struct.Struct, ("=24xI28xI", "=B67xI28xI40xI", "=68xI48xQ"))
 Path: TypeAlias = tuple[bool, int, float | None, int | None]  # of `path`
 _TCP_CLOSE = 7  # netinet/tcp.h

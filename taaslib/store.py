@@ -5,8 +5,7 @@ operator changes is taasadmin/book.py's.
 
 The file is in WAL mode, so that the service reads while taas_admin.py writes; the `-wal` and `-shm` files
 beside it belong to it.  A commit of another process shows in PRAGMA data_version, a file put in the place
-of ours only in its inode.  What visitors make us ask is kept until `changed` sees either: the service asks
-it once a second.
+of ours only in its inode.  What visitors make us ask is kept until `changed` sees either, once a second.
 """
 
 import contextlib

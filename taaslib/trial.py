@@ -80,7 +80,7 @@ class Trial(Handler):
             self._give_up(cause)
         else:
             self._timer.cancel()
-            self.relay.start(b"", self.first + self.rest, initiator_at_end=False)
+            self.relay.start(b"", self.first + self.rest)
 
     def _give_up(self, cause: str) -> None:
         self._timer.cancel()

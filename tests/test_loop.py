@@ -691,6 +691,50 @@ def test_a_turn_does_not_sleep_while_strangers_wait_for_theirs(world: World) -> 
 
 
 @both
+def test_what_is_put_off_is_called_in_the_same_turn_when_all_others_have_read(world: World) -> None:
+    order: list[str] = []
+    patient, far = world.watched(read=True, patient=True)
+    patient.act = lambda event: order.append("patient")
+    far.send(b"x")
+    for name in ("first", "second"):
+        recorder, far = world.watched(read=True)
+
+        def put_off(event: str, name: str = name, sock: socket.socket = recorder.sock) -> None:
+            sock.recv(1)
+            order.append(f"{name} reads")
+            world.loop.call_soon(lambda: world.loop.call_soon(lambda: order.append(f"{name} twice put off")))
+
+        recorder.act = put_off
+        far.send(b"x")
+    world.loop.call_later(0.0, lambda: world.loop.call_soon(lambda: order.append("a timer's")))
+    world.wait()
+    assert sorted(order[:2]) == ["first reads", "second reads"]
+    names = [line.split()[0] for line in order[:2]]
+    assert order[2:] == [*(f"{name} twice put off" for name in names), "patient", "a timer's"]
+
+
+@both
+def test_a_turn_does_not_sleep_while_something_is_put_off(world: World) -> None:
+    called: list[int] = []
+    world.loop.call_soon(lambda: called.append(world.loop.turns))
+    world.loop.turn(3600.0)
+    assert called == [0]
+
+
+@both
+def test_a_fault_in_what_was_put_off_names_the_handler_and_the_others_are_called(world: World) -> None:
+    recorder, _ = world.watched()
+    recorder.act = lambda event: 1 / 0  # type: ignore[return-value]
+    called: list[str] = []
+    world.loop.call_soon(recorder.on_writable)
+    world.loop.call_soon(lambda: 1 / 0)
+    world.loop.call_soon(lambda: called.append("the last"))
+    world.turn(2)
+    assert called == ["the last"]
+    assert world.faults[0] is recorder and isinstance(world.faults[1], Timer) and len(world.faults) == 2
+
+
+@both
 def test_husks_of_cancelled_timers_are_swept(world: World) -> None:
     called: list[str] = []
     for _ in range(5000):

@@ -461,8 +461,11 @@ def test_when_both_have_finished_and_one_still_stalls_the_loop_is_idle(
 
 
 @on_linux
+@pytest.mark.parametrize("in_one_turn", [False, True])
 @pytest.mark.parametrize("paused", ["initiator", "responder"])
-def test_a_pair_stays_until_a_paused_reader_s_kernel_has_it_all(house: House, pump: str, paused: str) -> None:
+def test_a_pair_stays_until_a_paused_reader_s_kernel_has_it_all(
+    house: House, pump: str, paused: str, in_one_turn: bool
+) -> None:
     if paused == "initiator":
         responder, initiator = house.pair(receive_buffer=4096)
         reader, writer = initiator, responder
@@ -477,9 +480,17 @@ def test_a_pair_stays_until_a_paused_reader_s_kernel_has_it_all(house: House, pu
     data = random.Random(11).randbytes(200_000)
     writer.send(data)
     house.until(lambda: not writer.unsent, "all sent")
-    writer.finish()
-    reader.finish()
-    house.until(lambda: relay.state is State.DELIVERING, "all in our kernel")
+    if in_one_turn:
+        end = relay.responder if paused == "initiator" else relay.initiator
+        house.until(lambda: end.copied + end.spliced >= len(data), "all in our kernel")
+        while end.in_bulk:  # and served behind the others
+            writer.send(b"more")
+            data += b"more"
+            house.settle()
+        assert end.copied + end.spliced >= len(data)
+    for wire in (reader, writer) if in_one_turn else (writer, reader):
+        wire.finish()
+    house.until(lambda: relay.state is State.DELIVERING, "both FINs")
     end = relay.initiator if paused == "initiator" else relay.responder
     assert sockets.path(end.source)[1] > 0
     for _ in range(6):

@@ -145,7 +145,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.relay = Relay(self.loop, self.pools, *ends, record, self.closed)
         self.happened["early"] += any(early)
         said = [bytes(side.said) for side in self.sides.values()]
-        self.relay.start(from_responder=said[0], from_initiator=said[1], initiator_at_end=ended)
+        self.relay.start(from_responder=said[0], from_initiator=said[1])
 
     def closed(self, relay: Relay, outcome: Outcome) -> None:
         assert relay is self.relay and self.outcome is None
