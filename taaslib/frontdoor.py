@@ -1,8 +1,7 @@
-"""One HTTPS exchange: bytes in, one answer, linger, close.  Or none: a connection that asks for the name of a
+"""One HTTPS exchange: bytes in, one answer, close.  Or none: a connection that asks for the name of a
 pass-through label is handed on as it came, before any TLS of ours.
 
-Knows who a request is for, and neither TOTP nor ports: the registrar and the redirector are handed to it
-as functions.
+Knows who a request is for, and neither TOTP nor ports: registrar and redirector are functions to it.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ class FrontDoor:
             exchange.close()
 
 class State(enum.Enum):
-    """quiet -> handshake -> request -> answering -> lingering -> closed; any -> closed.
+    """quiet -> handshake -> request -> answering (-> lingering) -> closed; any -> closed.
 
     Plain HTTP begins at request.  A registration that stays: request -> parting -> closed, its socket being
     the lobby's from then on.
@@ -143,7 +142,7 @@ class State(enum.Enum):
     HANDSHAKE = "handshake"
     REQUEST = "request"
     ANSWERING = "answering"  # the answer, close_notify and FIN are on their way into the kernel
-    LINGERING = "lingering"  # what the peer still sends is dropped, so that the answer is not reset
+    LINGERING = "lingering"  # what the peer may still send is dropped, so that the answer is not reset
     PARTING = "parting"  # our close_notify is out, and the peer's must come before anything else
     CLOSED = "closed"
 
@@ -157,6 +156,7 @@ class Exchange(Handler):
     _first = b""  # what came before its TLS was known to be ours
     _hello: clienthello.HelloReader | None = None
     _certificate = ""  # the key in the door's contexts of the one that was shown
+    _has_said_all = False  # a whole request without a body: there is nothing that closing could leave unread
     _dropped = 0  # octets
     _stays: Right | None = None  # what it will be a responder on, counted until it is one
     _interest = 0  # what the loop was told
@@ -292,7 +292,9 @@ class Exchange(Handler):
             request = self._parser.feed(data)
             if request is None:
                 return
-            bodiless = request.method == "HEAD"
+            fields, bodiless = request.fields, request.method == "HEAD"
+            announced = "content-length" in fields or "transfer-encoding" in fields
+            self._has_said_all = not (announced or self._parser.rest)
             if self._plain:
                 answer = self._plain(request, self.peer)
             else:
@@ -347,12 +349,15 @@ class Exchange(Handler):
 
     def _begin_answering(self) -> None:
         self.state = _ANSWERING
-        self._set_deadline(self._door.limits.linger)
         self._finish()
+        if self.state is not _CLOSED:
+            self._set_deadline(self._door.limits.linger)
 
     def _finish(self) -> None:
         if self._stream.finish():
             self.state = _LINGERING
+            if self._has_said_all:
+                self.close()
 
     def _drop(self) -> None:
         try:

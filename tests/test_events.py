@@ -75,7 +75,8 @@ def test_a_database_that_somebody_holds(house: House) -> None:
 
 def test_linger_is_how_long_an_answered_client_may_stay(build: Callable[..., House]) -> None:
     house = build(limits={"linger": 60.0})
-    wire = house.tls().say(f"GET /nothing HTTP/1.1\r\nHost: {REGISTRAR}\r\n\r\n".encode())
+    head = f"GET /nothing HTTP/1.1\r\nHost: {REGISTRAR}\r\nContent-Length: 9\r\n\r\n"
+    wire = house.tls().say(head.encode())
     house.until(lambda: wire.ended)  # it has the answer, and does not close
     house.pass_time(59)
     assert house.service.door._exchanges

@@ -11,6 +11,7 @@ from house import ID, OTHER_ID, REGISTRAR, SERVERS, House, Reply
 from taaslib import frontdoor
 
 GOOD = f"GET / HTTP/1.1\r\nHost: {REGISTRAR}\r\n\r\n".encode()
+WITH_BODY = GOOD[:-2] + b"Content-Length: 9000000\r\n\r\n"
 
 
 def test_every_answer_says_date_close_and_length(house: House) -> None:
@@ -73,14 +74,27 @@ def test_a_body_on_its_way_does_not_reset_the_answer(house: House) -> None:
 
 def test_lingering_ends_after_a_bounded_number_of_octets(build: Callable[..., House]) -> None:
     house = build(limits={"linger_bytes": 200_000})
-    wire = house.tls().say(GOOD)
+    wire = house.tls().say(WITH_BODY)
     house.until(lambda: wire.ended)
     wire.send(b"x" * 1_000_000)
     house.until(lambda: not house.service.door._exchanges)
 
 
-def test_lingering_ends_after_its_time(house: House) -> None:
-    wire = house.tls().say(GOOD)
+@pytest.mark.parametrize("request_", [GOOD, GOOD.replace(b"GET", b"HEAD")])
+def test_one_who_has_said_all_is_not_waited_for(house: House, request_: bytes) -> None:
+    wire = house.tls().say(request_)
+    house.until(lambda: wire.ended)
+    assert not house.service.door._exchanges
+    assert Reply.parse(wire.plain).status == 401
+    assert wire.closed_in_order
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [WITH_BODY, GOOD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", GOOD + GOOD, b"rubbish\r\n\r\n"],
+)
+def test_lingering_ends_after_its_time(house: House, request_: bytes) -> None:
+    wire = house.tls().say(request_)
     house.until(lambda: wire.ended)
     house.pass_time(4.9)
     assert house.service.door._exchanges
