@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ GEN = BUILD / "gen"
 Figures = dict[str, float]  # of one candidate in one round
 
 _SLOW = ("socat", "pagekite", "direct")  # left out with --quick
+_RESTLESS = ("ping-pong", "visits", "front door")  # measured twice as often: a third of difference is no news
 _SETTLE_SECONDS = 1.0  # until what is freed or closed late is
 
 
@@ -120,8 +122,8 @@ def _cpu(child: Child | None) -> float:
 
 
 class Bench:
-    def __init__(self, shop: Shop, rounds: int) -> None:
-        self.shop, self.rounds = shop, rounds
+    def __init__(self, shop: Shop, rounds: tuple[int, int]) -> None:
+        self.shop, self.rounds = shop, rounds  # of most families, and of restless ones
         self.results: dict[str, dict[str, list[Figures]]] = {}  # row -> candidate -> rounds
 
     def family(self, name: str, family: list[Row]) -> None:
@@ -132,9 +134,9 @@ class Bench:
             for (idle, _), candidate in candidates.items():
                 if idle:
                     holds.enter_context(_held(candidate, idle))
-            for _ in range(self.rounds):
+            for _ in range(self.rounds[name in _RESTLESS]):
                 for row in family:
-                    for candidate_name in row.candidates:
+                    for candidate_name in random.sample(row.candidates, len(row.candidates)):
                         if (row.idle, candidate_name) in candidates:
                             self._one(row, candidates[row.idle, candidate_name])
         for row in family:
@@ -220,7 +222,7 @@ def main() -> int:
         print("bench: a C compiler, libssl-dev and openssl are needed", file=sys.stderr)
         return 1
     build()
-    rounds = arguments.rounds or (2 if quick else 7)
+    rounds = (arguments.rounds, arguments.rounds) if arguments.rounds else (2, 2) if quick else (7, 14)
     seconds, visits = (0.25, 400) if quick else (1.0, 4000)
     families = rows(seconds, visits)
     if quick:
@@ -228,7 +230,10 @@ def main() -> int:
     only = [name for name in arguments.only.split(",") if name]
     facts = machine.facts(ROOT)
     facts["Python of ours"] = peers.python_version()
-    facts["rounds"] = f"{rounds} of {seconds} s, candidates in turn; {visits} visits a round"
+    facts["rounds"] = (
+        f"{rounds[0]} of {seconds} s, {rounds[1]} of {', '.join(_RESTLESS)}; in any order; "
+        f"{visits} visits a round"
+    )
     shop = Shop()
     bench = Bench(shop, rounds)
     document = {
