@@ -293,7 +293,7 @@ class Exchange(Handler):
             if request is None:
                 return
             fields, bodiless = request.fields, request.method == "HEAD"
-            announced = "content-length" in fields or "transfer-encoding" in fields
+            announced = fields.get("content-length", "0") != "0" or "transfer-encoding" in fields
             self._has_said_all = not (announced or self._parser.rest)
             if self._plain:
                 answer = self._plain(request, self.peer)

@@ -80,7 +80,9 @@ def test_lingering_ends_after_a_bounded_number_of_octets(build: Callable[..., Ho
     house.until(lambda: not house.service.door._exchanges)
 
 
-@pytest.mark.parametrize("request_", [GOOD, GOOD.replace(b"GET", b"HEAD")])
+@pytest.mark.parametrize(
+    "request_", [GOOD, GOOD.replace(b"GET", b"HEAD"), GOOD[:-2] + b"Content-Length: 0\r\n\r\n"]
+)
 def test_one_who_has_said_all_is_not_waited_for(house: House, request_: bytes) -> None:
     wire = house.tls().say(request_)
     house.until(lambda: wire.ended)
