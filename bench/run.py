@@ -31,7 +31,8 @@ GEN = BUILD / "gen"
 Figures = dict[str, float]  # of one candidate in one round
 
 _SLOW = ("socat", "pagekite", "direct")  # left out with --quick
-_RESTLESS = ("ping-pong", "visits", "front door")  # measured twice as often: a third of difference is no news
+_RESTLESS = ("ping-pong", "visits", "front door")  # a third of difference from second to second is no news
+_SLICES = 4  # so a round of theirs is cut into these
 _SETTLE_SECONDS = 1.0  # until what is freed or closed late is
 
 
@@ -87,18 +88,25 @@ def generator(ends: list[str], words: tuple[str, ...]) -> Iterator[Generator]:
 
 
 def measure(candidate: Candidate, words: tuple[str, ...]) -> Figures:
-    """One round of one candidate."""
+    """What gen counts, and the CPU seconds that relay and agent take meanwhile."""
     with generator(candidate.ends(), words) as running:
         before = [_cpu(candidate.relay), _cpu(candidate.agent)]
         seen = running.go()
-        relay, agent = (
+        seen["relay"], seen["agent"] = (
             _cpu(child) - was for child, was in zip((candidate.relay, candidate.agent), before, strict=True)
         )
-    return derive(seen, relay, agent, streams="-P" in words, trips="-N" in words)
+    return seen
 
 
-def derive(seen: Figures, relay: float, agent: float, *, streams: bool, trips: bool) -> Figures:
-    """What a reader compares, out of gen's counts and the CPU seconds of relay and agent."""
+def together(slices: list[Figures]) -> Figures:
+    """A round out of its slices: counts and times are added, percentiles averaged."""
+    total = {key: sum(each[key] for each in slices) for key in slices[0]}
+    return total | {key: total[key] / len(slices) for key in ("p50_us", "p99_us") if key in total}
+
+
+def derive(seen: Figures, *, streams: bool, trips: bool) -> Figures:
+    """What a reader compares, out of what was measured."""
+    relay, agent = seen["relay"], seen["agent"]
     seconds, done, octets = seen["seconds"], seen["done"], seen["octets"]
     figures: Figures = {
         "errors": seen["errors"],
@@ -122,34 +130,39 @@ def _cpu(child: Child | None) -> float:
 
 
 class Bench:
-    def __init__(self, shop: Shop, rounds: tuple[int, int]) -> None:
-        self.shop, self.rounds = shop, rounds  # of most families, and of restless ones
+    def __init__(self, shop: Shop, rounds: int) -> None:
+        self.shop, self.rounds = shop, rounds
         self.results: dict[str, dict[str, list[Figures]]] = {}  # row -> candidate -> rounds
 
-    def family(self, name: str, family: list[Row]) -> None:
-        """All rounds of all rows, candidates in turn."""
+    def family(self, name: str, family: list[Row], slices: int) -> None:
+        """All rounds of all rows, each in SLICES, candidates in turn."""
         print(f"== {name}", flush=True)
         wanted = dict.fromkeys((row.idle, candidate) for row in family for candidate in row.candidates)
         with self._running(list(wanted)) as candidates, contextlib.ExitStack() as holds:
             for (idle, _), candidate in candidates.items():
                 if idle:
                     holds.enter_context(_held(candidate, idle))
-            for _ in range(self.rounds[name in _RESTLESS]):
+            for _ in range(self.rounds):
                 for row in family:
-                    for candidate_name in random.sample(row.candidates, len(row.candidates)):
-                        if (row.idle, candidate_name) in candidates:
-                            self._one(row, candidates[row.idle, candidate_name])
+                    keys = [(row.idle, candidate_name) for candidate_name in row.candidates]
+                    self._round(row, [candidates[key] for key in keys if key in candidates], slices)
         for row in family:
             for candidate_name, figures in self.results.get(row.key, {}).items():
                 print(f"   {row.title:64} {candidate_name:22} {report.line(figures)}", flush=True)
 
-    def _one(self, row: Row, candidate: Candidate) -> None:
-        try:
-            figures = measure(candidate, row.words)
-        except Trouble as trouble:
-            print(f"   {row.title}, {candidate.name}: {trouble}", file=sys.stderr, flush=True)
-            return
-        self.results.setdefault(row.key, {}).setdefault(candidate.name, []).append(figures)
+    def _round(self, row: Row, candidates: list[Candidate], slices: int) -> None:
+        """SLICES of each, in turn and in any order: what disturbs the machine for seconds disturbs all."""
+        seen: dict[str, list[Figures]] = {}
+        for _ in range(slices):
+            for candidate in random.sample(candidates, len(candidates)):
+                try:
+                    seen.setdefault(candidate.name, []).append(measure(candidate, row.words))
+                except Trouble as trouble:
+                    print(f"   {row.title}, {candidate.name}: {trouble}", file=sys.stderr, flush=True)
+        for name, figures in seen.items():
+            if figures:
+                derived = derive(together(figures), streams="-P" in row.words, trips="-N" in row.words)
+                self.results.setdefault(row.key, {}).setdefault(name, []).append(derived)
 
     @contextlib.contextmanager
     def _running(self, wanted: list[tuple[int, str]]) -> Iterator[dict[tuple[int, str], Candidate]]:
@@ -222,16 +235,18 @@ def main() -> int:
         print("bench: a C compiler, libssl-dev and openssl are needed", file=sys.stderr)
         return 1
     build()
-    rounds = (arguments.rounds, arguments.rounds) if arguments.rounds else (2, 2) if quick else (7, 14)
+    rounds = arguments.rounds or (2 if quick else 7)
     seconds, visits = (0.25, 400) if quick else (1.0, 4000)
-    families = rows(seconds, visits)
+    slices = 1 if quick else _SLICES
+    families, sliced = rows(seconds, visits), rows(seconds / slices, visits // slices)
+    families |= {name: sliced[name] for name in _RESTLESS}
     if quick:
         del families["crowd"]
     only = [name for name in arguments.only.split(",") if name]
     facts = machine.facts(ROOT)
     facts["Python of ours"] = peers.python_version()
     facts["rounds"] = (
-        f"{rounds[0]} of {seconds} s, {rounds[1]} of {', '.join(_RESTLESS)}; in any order; "
+        f"{rounds} of {seconds} s, of {', '.join(_RESTLESS)} in {slices} slices; in any order; "
         f"{visits} visits a round"
     )
     shop = Shop()
@@ -245,7 +260,8 @@ def main() -> int:
     try:
         for name, family in families.items():
             if not only or name in only:
-                bench.family(name, [_narrowed(row, arguments.candidates, quick) for row in family])
+                narrowed = [_narrowed(row, arguments.candidates, quick) for row in family]
+                bench.family(name, narrowed, slices if name in _RESTLESS else 1)
                 _save(document, final=not quick and not only)
         if not only or "idle" in only:
             bench.idle([100] if quick else [1000, 9000])
