@@ -149,7 +149,9 @@ class Loop:
                 self._serve(fd, events)
         if self._soon:
             self._call_soon()
-        bulky = _BULKY_PER_TURN if len(ready) == len(self._ready_bulky) else 1
+        bulky = _BULKY_PER_TURN
+        if self._ready_bulky and any(events & READ and fd not in self._ready_bulky for fd, events in ready):
+            bulky = 1
         for queue, most in ((self._ready_bulky, bulky), (self._ready_patient, _PATIENT_PER_TURN)):
             for fd in list(queue)[:most] if queue else ():
                 waiting = queue.pop(fd, None)  # a handler served before it may have closed it

@@ -87,7 +87,7 @@ class Pools:
     def __init__(self, pump: str = "auto", keep: int = 64) -> None:
         self.follow(pump)
         self._keep = keep  # how many of each kind lie idle at most
-        self._rings: dict[int, list[Ring]] = {SMALL: [], LARGE: []}
+        self._rings: list[Ring] = []
         self._pipes: list[tuple[int, int]] = []
         self._latest, self._run = -1, 0  # the source that was spliced last, and how often in a row
         self.scratch = memoryview(bytearray(SMALL))  # empty between any two calls
@@ -96,15 +96,13 @@ class Pools:
         """What is done in bulk from now on: auto, splice or ring."""
         self.splices = can_splice if pump == "auto" else pump == "splice"
 
-    def borrow_ring(self, capacity: int) -> Ring:
-        rings = self._rings[capacity]
-        return rings.pop() if rings else Ring(capacity)
+    def borrow_ring(self) -> Ring:
+        return self._rings.pop() if self._rings else Ring(LARGE)
 
     def return_ring(self, ring: Ring) -> None:
-        rings = self._rings.get(ring.capacity)  # None: one made for early octets
-        if rings is not None and len(rings) < self._keep:
+        if ring.capacity == LARGE and len(self._rings) < self._keep:
             ring.pending = 0
-            rings.append(ring)
+            self._rings.append(ring)
 
     def borrow_pipe(self) -> tuple[int, int] | None:
         """The two ends of an empty pipe; None where we do not splice or the kernel grants none worth it."""
@@ -179,7 +177,7 @@ class Pump:
 
     def preload(self, data: bytes | memoryview) -> None:
         """Let DATA, which nothing is in front of, come before all that will be read."""
-        self._ring = self._pools.borrow_ring(SMALL) if len(data) <= SMALL else Ring(len(data))
+        self._ring = Ring(len(data))  # not of the pool: a crowd's first octets would leave it large
         self._ring.put(data)
         self.pending = len(data)
 
@@ -216,7 +214,7 @@ class Pump:
     def _fill_ring(self) -> None:
         ring = self._ring
         if ring is None:
-            ring = self._ring = self._pools.borrow_ring(LARGE if self.in_bulk else SMALL)
+            ring = self._ring = self._pools.borrow_ring()
         elif ring.pending == ring.capacity:
             return
         try:
