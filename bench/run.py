@@ -152,11 +152,11 @@ class Bench:
 
     def _round(self, row: Row, candidates: list[Candidate], slices: int) -> None:
         """SLICES of each, in turn and in any order: what disturbs the machine for seconds disturbs all."""
-        seen: dict[str, list[Figures]] = {}
+        seen: dict[str, list[Figures]] = {candidate.name: [] for candidate in candidates}
         for _ in range(slices):
             for candidate in random.sample(candidates, len(candidates)):
                 try:
-                    seen.setdefault(candidate.name, []).append(measure(candidate, row.words))
+                    seen[candidate.name].append(measure(candidate, row.words))
                 except Trouble as trouble:
                     print(f"   {row.title}, {candidate.name}: {trouble}", file=sys.stderr, flush=True)
         for name, figures in seen.items():
