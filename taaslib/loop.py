@@ -81,7 +81,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []  # a heap: when due; set first, called first
         self._order = count()
         self._soon: list[Callable[[], None]] = []
-        self.call_soon = self._soon.append  # to wake peers once all is read: once a turn, if they are near
+        self.call_soon = self._soon.append  # in this turn, when all that is ready was read: what wakes peers
         self.turns = 0  # so far
         self.busy_since: float | None = None  # when this turn's sleep ended
 
